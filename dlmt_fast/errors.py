@@ -114,22 +114,24 @@ def wrong_dtype(role: str, expected: str, got: str) -> InputTypeError:
     """The error for an array of another dtype than the plan's."""
     mend = ""
     if role == "images" and expected == "uint8":
-        mend = "; transform the stored 0..255 pixels, before any scaling (for floats in 0..1: (x * 255).round() as uint8)"
+        mend = (
+            "; transform the stored 0..255 pixels, before any scaling (for floats in 0..1: (x * 255).round() as uint8)"
+        )
     return InputTypeError(f"{role} must have dtype {expected}, got {got}; nothing is cast silently{mend}")
 
 
-def wrong_shape(shape: tuple[int, ...], plan_shape: tuple[int, int, int], layout: str) -> InputShapeError:
+def wrong_shape(role: str, shape: tuple[int, ...], plan_shape: tuple[int, int, int], layout: str) -> InputShapeError:
     """The error for images that do not fit the plan, with the likely mend."""
     c, h, w = plan_shape
     want = {"C": c, "H": h, "W": w}
     order = layout.lstrip("N")
     named = ", ".join(f"{axis}={want[axis]}" for axis in order)
-    text = f"images of shape {shape} do not fit layout={layout!r} with the plan's ({named})"
+    text = f"{role} of shape {shape} do not fit layout={layout!r} with the plan's ({named})"
     other = "HWC" if order == "CHW" else "CHW"
     batch = "N" if layout.startswith("N") else ""
     if c == 1 and shape[-2:] == (h, w) and len(shape) in (2, 3) and shape[-3:-2] != (1,):
         fix = "images[None]" if len(shape) == 2 else ("images[:, None]" if order == "CHW" else "images[..., None]")
-        text += f"; a gray image has one channel axis: {fix}"
+        text += f"; a gray image has one channel axis: {fix.replace('images', role)}"
     elif len(shape) in (3, 4) and shape[-3:] == tuple(want[axis] for axis in other):
         text += f'; did you mean layout="{batch}{other}"?'
     elif len(shape) == 4 and not batch:

@@ -7,9 +7,9 @@ HKDF-SHA256 under the contract's name, for a closed list of purposes.
 from __future__ import annotations
 
 import hmac
-import multiprocessing.context
 import os
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -44,7 +44,8 @@ def allow_export() -> Iterator[None]:
 
 def export_is_allowed() -> bool:
     """Whether the secret may leave in a pickle now (see `allow_export`)."""
-    return _export_allowed.get() or multiprocessing.context.get_spawning_popen() is not None
+    context = sys.modules.get("multiprocessing.context")  # where it is not loaded, nothing is being spawned
+    return _export_allowed.get() or (context is not None and context.get_spawning_popen() is not None)
 
 
 class SecretHolder:

@@ -5,7 +5,7 @@ Matrix Transformation", CSCWD 2023, Algorithm 1 and equations (1)-(5). Contract:
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -133,7 +133,7 @@ class DLMT:
     def plan(
         self,
         key: Key,
-        shape: tuple[int, int, int],
+        shape: Sequence[int],
         normalize: str = "range",
         dtype: DTypeLike = None,
         mean: Scalars = None,

@@ -1,0 +1,222 @@
+"""`encrypt` and `decrypt`: the only place where inputs are checked. Everything is refused before any work starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from . import backends
+from .arrays import Images, adopt, allocate, to_caller
+from .backends.contract import Array, Bounds
+from .errors import DecryptError, InputShapeError, InputTypeError, ParameterError
+from .schemes.plan import Plan
+
+#: Images that do not lie in memory as the kernels read them pass through a buffer of about this size, slice by slice.
+STAGE_BYTES = 1 << 20
+
+
+def encrypt(
+    images: Any,
+    plan: Plan,
+    out: Any = None,
+    layout: str = "NCHW",
+    backend: str = "auto",
+    threads: int | None = None,
+    return_bounds: bool = False,
+) -> Any:
+    """Transform uint8 images with a plan (contract sections 1 and 3).
+
+    Args:
+        images: uint8 numpy.ndarray or CPU torch.Tensor; a batch, or one image without the axis N. Any strides.
+        plan: from `scheme.plan(key, shape, ...)`.
+        out: receives the result: the same kind, shape and layout as `images`, dtype `plan.dtype`; may be `images`
+            itself for uint8. None allocates one that lies in memory as the images do.
+        layout: the order of the axes: "NCHW", "NHWC", "CHW" or "HWC". "NCHW" and "NHWC" take one image as well.
+        backend: "auto", "native", "numba" or "reference"; all give the same bits. A named one never falls back.
+        threads: upper limit. None: torch's setting where torch is loaded, else the CPUs of this process.
+        return_bounds: also return each image's (lo, hi) as int32 (N, 2), or (N, C, 2) for "minmax_channel"; without
+            N for one image. `decrypt` needs them for min-max.
+
+    Returns:
+        The transformed images, or (images, bounds).
+
+    Raises:
+        InputTypeError: wrong kind, dtype, or a read-only or overlapping `out`.
+        InputShapeError: the shape does not fit the plan and layout.
+        BackendError: the backend cannot run here or cannot take this input.
+    """
+    checked = adopt(images, "images", "uint8", _plan(plan).shape, layout)
+    target = _target(out, checked, plan.dtype, plan)
+    module, limit = backends.get(backend), _threads(threads)
+    bounds = _empty_bounds(plan, checked.count)
+    kernel_bounds = bounds if plan.normalize.startswith("minmax") else None
+    for source, result, part in _slices(checked, target):
+        k = plan.coefficients(result.order)
+        module.affine(
+            source.grouped, k, result.grouped, kernel_bounds[part] if kernel_bounds is not None else None, limit
+        )
+    y = out if out is not None else to_caller(target, checked)
+    return (y, _bounds_to_caller(bounds, plan, checked)) if return_bounds else y
+
+
+def decrypt(
+    images: Any,
+    plan: Plan,
+    bounds: Any = None,
+    out: Any = None,
+    layout: str = "NCHW",
+    backend: str = "auto",
+    threads: int | None = None,
+) -> Any:
+    """Recover uint8 images from `encrypt`'s output (contract section 4).
+
+    Exact where `plan.exact`; else every pixel is within `plan.worst_error` gray levels.
+
+    Args:
+        images: what `encrypt` gave: dtype `plan.dtype`.
+        plan: the plan that encrypted them.
+        bounds: for min-max, what `encrypt(..., return_bounds=True)` gave.
+        out, layout, backend, threads: as for `encrypt`.
+
+    Returns:
+        uint8 images of the same kind and layout.
+
+    Raises:
+        DecryptError: a value that this key and these parameters cannot give ("none" and float outputs), or bounds
+            outside the plan's. That proves a wrong key or damage; its absence proves neither.
+        InputTypeError, InputShapeError, BackendError: as for `encrypt`.
+    """
+    checked = adopt(images, "images", _plan(plan).dtype, plan.shape, layout)
+    given = _given_bounds(bounds, plan, checked)
+    target = _target(out, checked, "uint8", plan)
+    module, limit = backends.get(backend), _threads(threads)
+    for source, result, part in _slices(checked, target):
+        k = plan.coefficients(result.order)
+        bad = module.affine_inverse(
+            source.grouped, k, given[part] if given is not None else None, result.grouped, limit
+        )
+        if bad >= 0:
+            raise _cannot_decrypt(bad, part.start or 0, result.order, plan)
+    return out if out is not None else to_caller(target, checked)
+
+
+def _plan(plan: Plan) -> Plan:
+    if not isinstance(plan, Plan):
+        raise InputTypeError(
+            f"expected a plan from scheme.plan(key, shape=(C, H, W)), got {type(plan).__module__}.{type(plan).__name__}"
+        )
+    return plan
+
+
+def _target(out: Any, images: Images, dtype: str, plan: Plan) -> Images:
+    if out is None:
+        return allocate(images, dtype, plan.shape)
+    target = adopt(out, "out", dtype, plan.shape, images.layout)
+    if target.kind != images.kind:
+        raise InputTypeError(f"out must be of the same kind as the images, got {target.kind} for {images.kind}")
+    if target.shape != images.shape:
+        raise InputShapeError(f"out has shape {target.shape}, the images {images.shape}; they must be equal")
+    if not target.array.flags.writeable or 0 in _real_strides(target.array):
+        raise InputTypeError("out cannot be written: it is read-only, or an expanded view whose elements share memory")
+    a, b = target.array, images.array
+    same = a.dtype == b.dtype and a.strides == b.strides and a.ctypes.data == b.ctypes.data
+    if not same and np.may_share_memory(a, b) and np.shares_memory(a, b):
+        raise InputTypeError("out overlaps the images; pass the very same array (uint8 only) or separate memory")
+    return target
+
+
+def _real_strides(array: Array) -> list[int]:
+    return [stride for stride, size in zip(array.strides, array.shape, strict=True) if size > 1]
+
+
+def _threads(threads: int | None) -> int:
+    if threads is None:
+        torch = sys.modules.get("torch")
+        if torch is not None and hasattr(torch, "get_num_threads"):
+            return int(torch.get_num_threads())
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
+        raise ParameterError(f"threads must be an integer of at least 1, or None; got {threads!r}")
+    return threads
+
+
+def _slices(images: Images, target: Images) -> Iterator[tuple[Images, Images, slice]]:
+    """Pairs that the kernels can take: directly where both lie alike, else staged through small buffers."""
+    if images.count == 0:
+        return
+    if images.order and images.order == target.order:
+        yield images, target, slice(None)
+        return
+    order = target.order or images.order or "CHW"
+    size = max(images.array.itemsize, target.array.itemsize) * images.array[0].size
+    step = max(1, STAGE_BYTES // size)
+    for start in range(0, images.count, step):
+        part = slice(start, min(start + step, images.count))
+        source, result = images.take(part), target.take(part)
+        staged_source = source if source.order == order else source.staged(order, copy=True)
+        staged_result = result if result.order == order else result.staged(order, copy=False)
+        yield staged_source, staged_result, part
+        if staged_result is not result:
+            result.array[...] = staged_result.array
+
+
+def _bounds_shape(plan: Plan, count: int) -> tuple[int, int, int]:
+    return count, plan.shape[0] if plan.normalize == "minmax_channel" else 1, 2
+
+
+def _empty_bounds(plan: Plan, count: int) -> Bounds:
+    bounds: Bounds = np.empty(_bounds_shape(plan, count), np.int32)
+    if not plan.normalize.startswith("minmax"):
+        bounds[...] = (plan.lo, plan.hi)
+    return bounds
+
+
+def _bounds_to_caller(bounds: Bounds, plan: Plan, images: Images) -> Any:
+    array: NDArray[np.int32] = bounds if plan.normalize == "minmax_channel" else bounds[:, 0]
+    array = array if images.batched else array[0]
+    if images.kind == "torch":
+        import torch
+
+        return torch.from_numpy(array)
+    return array
+
+
+def _given_bounds(bounds: Any, plan: Plan, images: Images) -> Bounds | None:
+    """The caller's bounds as int32 (N, 1 or C, 2), checked; None where the plan needs none."""
+    per_image = plan.normalize.startswith("minmax")
+    if bounds is None:
+        if per_image:
+            raise ParameterError(
+                f'decrypting normalize="{plan.normalize}" needs each image\'s bounds: '
+                "y, bounds = encrypt(..., return_bounds=True), then decrypt(y, plan, bounds=bounds)"
+            )
+        return None
+    array = bounds.numpy() if type(bounds).__module__.startswith("torch") else bounds
+    if not isinstance(array, np.ndarray) or array.dtype != np.int32:
+        raise InputTypeError("bounds must be an int32 array as encrypt(..., return_bounds=True) gives")
+    full = _bounds_shape(plan, images.count)
+    expected = (full if plan.normalize == "minmax_channel" else (full[0], 2))[0 if images.batched else 1 :]
+    if array.shape != expected:
+        raise InputShapeError(f"bounds must have shape {expected} for these images, got {array.shape}")
+    lo, hi = array[..., 0], array[..., 1]
+    if array.size and (lo.min() < plan.lo or hi.max() > plan.hi or (lo > hi).any()):
+        raise DecryptError(f"bounds must satisfy {plan.lo} <= lo <= hi <= {plan.hi}, the plan's; wrong key or damage")
+    if not per_image and ((lo != plan.lo) | (hi != plan.hi)).any():
+        raise DecryptError(f'for normalize="{plan.normalize}" every pair of bounds is ({plan.lo}, {plan.hi})')
+    return np.ascontiguousarray(array.reshape(full)) if per_image else None
+
+
+def _cannot_decrypt(flat: int, first_image: int, order: str, plan: Plan) -> DecryptError:
+    c, h, w = plan.shape
+    sizes = (c, h, w) if order == "CHW" else (h, w, c)
+    image, inside = divmod(flat, c * h * w)
+    place = dict(zip(order, np.unravel_index(inside, sizes), strict=True))
+    return DecryptError(
+        f"these values cannot come from this key and these parameters: first at image {first_image + image}, channel "
+        f"{place['C']}, row {place['H']}, column {place['W']}. The key or the plan is another, or the data is damaged"
+    )
