@@ -177,10 +177,7 @@ def load(path: Path, passphrase: str | None) -> Content:
             f"{path} holds an unsealed secret and can be read by others (mode {status.st_mode & 0o777:04o}); "
             f"mend it with: chmod 600 {path}"
         )
-    if sealed:
-        secret = _open_seal(path, document, passphrase)
-    else:
-        secret = _bytes_field(path, document, "secret", 32)
+    secret = _open_seal(path, document, passphrase) if sealed else _bytes_field(path, document, "secret", 32)
     return Content(secret, document["fingerprint"], document["params"])
 
 

@@ -45,7 +45,7 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
         if normalize != "none" and dtype is None:
             dtype = "float32"
         self._key, self._scheme = key, scheme
-        self._options = {"normalize": normalize, "dtype": dtype, "mean": mean, "std": std}
+        self._options: dict[str, Any] = {"normalize": normalize, "dtype": dtype, "mean": mean, "std": std}
         self._selected = transform_inputs
         self._plans: dict[tuple[int, ...], Plan] = {}
         channels = max(len(v) if isinstance(v, Sized) else 1 for v in (mean, std))
@@ -97,7 +97,7 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
 
     def _apply(self, image: Any) -> Any:
         tensor = F.pil_to_tensor(image) if isinstance(image, PIL.Image.Image) else image
-        wrapped = not (type(image) is torch.Tensor)
+        wrapped = type(image) is not torch.Tensor
         shape = tuple(tensor.shape[-3:])
         if tensor.ndim not in (3, 4):
             raise InputTypeError(f"images must have 3 or 4 axes, (C, H, W) or (N, C, H, W), got {tuple(tensor.shape)}")
