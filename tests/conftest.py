@@ -1,0 +1,118 @@
+"""Fixtures that every part of the suite shares.
+
+Bits are compared on every backend that can run here, and for the C++ backend at every instruction-set level of this
+CPU: a test that takes `target` runs once for each of them, `backend` once for each backend at its own choice of level.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import hypothesis
+import numpy as np
+import pytest
+
+import dlmt_fast as dlmt
+
+SECRET = bytes(range(32))
+
+hypothesis.settings.register_profile("dlmt", deadline=None, derandomize=True, max_examples=60)
+hypothesis.settings.load_profile("dlmt")
+
+
+class Target(NamedTuple):
+    """A backend, and for `native` one of its levels."""
+
+    backend: str
+    level: str | None = None
+
+    def __str__(self) -> str:
+        return self.backend if self.level is None else f"{self.backend}-{self.level}"
+
+    @contextmanager
+    def active(self) -> Iterator[str]:
+        """Run the backend at this level; gives the name to pass as `backend=`."""
+        if self.level is None:
+            yield self.backend
+            return
+        module = dlmt.backends.get(self.backend)
+        before = module.level()
+        module.set_level(self.level)
+        try:
+            yield self.backend
+        finally:
+            module.set_level(before)
+
+
+class Walk:
+    """How many values the equality walk has compared, and how many of them differed."""
+
+    def __init__(self) -> None:
+        self.values = self.differ = self.done = self.total = 0
+
+    def __str__(self) -> str:
+        return f"equality walk: {self.values} values compared, {self.differ} differ"
+
+
+def cpu_backends() -> list[str]:
+    """The CPU backends that can run here, the reference first."""
+    return [name for name, state in dlmt.backends.available().items() if state == "ok" and name != "cuda"]
+
+
+def targets() -> list[Target]:
+    """Every CPU backend but the reference, `native` once a level."""
+    found: list[Target] = []
+    for name in cpu_backends():
+        if name == "native":
+            found += [Target(name, level) for level in dlmt.backends.get(name).levels()]
+        elif name != "reference":
+            found.append(Target(name))
+    return found
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "backend" in metafunc.fixturenames:
+        metafunc.parametrize("backend", cpu_backends())
+    if "target" in metafunc.fixturenames:
+        metafunc.parametrize("target", [Target("reference"), *targets()], ids=str)
+
+
+WALK = pytest.StashKey[Walk]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[WALK] = Walk()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[WALK].values:
+        terminalreporter.write_line(str(config.stash[WALK]))
+
+
+@pytest.fixture(scope="session")
+def walk(pytestconfig: pytest.Config) -> Walk:
+    return pytestconfig.stash[WALK]
+
+
+@pytest.fixture(scope="session")
+def fast_targets() -> list[Target]:
+    found = targets()
+    assert found, f"no fast backend can run here: {dlmt.backends.available()}"
+    return found
+
+
+@pytest.fixture(scope="session")
+def secret() -> bytes:
+    return SECRET
+
+
+@pytest.fixture
+def key() -> dlmt.Key:
+    return dlmt.Key(SECRET)
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(20230524)
