@@ -1,0 +1,28 @@
+// The loops for avx2. Empty on other machines than x86-64.
+#include "level_begin.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,f16c"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,f16c")
+#endif
+
+#define DLMT_LEVEL avx2
+#include "loops.h"
+#include "loops_inverse.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace dlmt {
+extern const Kernels kKernels_avx2;
+const Kernels kKernels_avx2 = {"avx2", avx2::affine, avx2::bounds, avx2::minmax, avx2::inverse};
+}  // namespace dlmt
+
+#endif

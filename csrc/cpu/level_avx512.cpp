@@ -1,0 +1,29 @@
+// The loops for avx512. Empty on other machines than x86-64.
+#include "level_begin.h"
+
+#if defined(__x86_64__)
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c"))), \
+                             apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")
+#endif
+
+#define DLMT_LEVEL avx512
+#include "loops.h"
+#include "loops_inverse.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+namespace dlmt {
+extern const Kernels kKernels_avx512;
+const Kernels kKernels_avx512 = {"avx512", avx512::affine, avx512::bounds, avx512::minmax, avx512::inverse};
+}  // namespace dlmt
+
+#endif

@@ -1,0 +1,11 @@
+// The loops for what every machine of this architecture has: SSE2 on x86-64, NEON on aarch64.
+#include "level_begin.h"
+
+#define DLMT_LEVEL baseline
+#include "loops.h"
+#include "loops_inverse.h"
+
+namespace dlmt {
+extern const Kernels kKernels_baseline;
+const Kernels kKernels_baseline = {"baseline", baseline::affine, baseline::bounds, baseline::minmax, baseline::inverse};
+}  // namespace dlmt

@@ -1,0 +1,80 @@
+"""The C++ backend: loops compiled for several instruction sets, the best of which is chosen when first used.
+
+The environment variable DLMT_CPU_LEVEL, or `set_level`, names another. All give the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from ..errors import BackendError
+from .contract import Array, Bounds, Coefficients
+
+
+def _reason() -> str:
+    """Why the module is missing, as the build recorded it."""
+    try:
+        build = json.loads((Path(__file__).resolve().parents[1] / "_build.json").read_text())
+        native = build["native"]
+        return "it was built but is gone" if native["built"] else str(native["reason"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return "dlmt_fast is used without having been installed"
+
+
+try:
+    from .. import _cpu
+except ImportError as error:
+    _text = str(error) if "_cpu" not in (error.name or "") and "_cpu" not in str(error) else _reason()
+    raise BackendError(f"the native module dlmt_fast._cpu is missing: {_text}") from error
+
+
+def affine(images: Array, k: Coefficients, out: Array, bounds: Bounds | None, threads: int = 1) -> None:
+    """See `contract`."""
+    try:
+        _cpu.affine(
+            images, out, k.normalize, k.dtype, k.lo, k.hi, k.M, k.B, k.M24, k.B24, k.std, k.g, k.b, bounds, threads
+        )
+    except _cpu.LevelError as error:
+        raise BackendError(str(error)) from None
+
+
+def affine_inverse(images: Array, k: Coefficients, bounds: Bounds | None, out: Array, threads: int = 1) -> int:
+    """See `contract`."""
+    try:
+        found: int = _cpu.affine_inverse(
+            images, out, k.normalize, k.dtype, k.lo, k.hi, k.M, k.B, k.std, k.g, k.b, bounds, threads
+        )
+    except _cpu.LevelError as error:
+        raise BackendError(str(error)) from None
+    return found
+
+
+def levels() -> list[str]:
+    """The CPU levels built and supported by this machine, best first."""
+    found: list[str] = _cpu.levels()
+    return found
+
+
+def level() -> str:
+    """The CPU level in use.
+
+    Raises:
+        BackendError: DLMT_CPU_LEVEL names none of `levels()`.
+    """
+    try:
+        return str(_cpu.level())
+    except _cpu.LevelError as error:
+        raise BackendError(str(error)) from None
+
+
+def set_level(name: str) -> None:
+    """Use another of `levels()` from now on, in the whole process.
+
+    Raises:
+        BackendError: `name` is none of them; nothing changes.
+    """
+    try:
+        _cpu.set_level(name)
+    except _cpu.LevelError as error:
+        raise BackendError(str(error)) from None
