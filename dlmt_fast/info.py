@@ -1,0 +1,70 @@
+"""What `dlmt info` shows: version, machine, backends, and how the package was built."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from importlib import metadata, resources
+from typing import Any
+
+from . import backends
+from ._version import __version__
+from .errors import BackendError
+
+_PACKAGES = ("numpy", "numba", "torch", "torchvision", "cryptography", "pillow")
+
+
+def collect() -> dict[str, Any]:
+    """Facts as a plain dict."""
+    available = backends.available()
+    try:
+        chosen: dict[str, str] | None = backends.auto()._asdict()
+    except BackendError:
+        chosen = None
+    facts: dict[str, Any] = {
+        "version": __version__,
+        "python": platform.python_version(),
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "backends": available,
+        "auto": chosen,
+        "build": build_record(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+    }
+    if available["native"] == "ok":
+        from .backends import native
+
+        facts["cpu_level"] = native.level()
+        facts["cpu_levels"] = list(native.levels())
+    return facts
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The same for people."""
+    lines = [f"dlmt-fast {facts['version']}, Python {facts['python']}, {facts['platform']}, {facts['cpus']} CPUs"]
+    lines += [f"  {name:<10} {state}" for name, state in facts["backends"].items()]
+    if facts["auto"]:
+        lines.append(f'  backend="auto" is {facts["auto"]["name"]}: {facts["auto"]["reason"]}')
+    if "cpu_level" in facts:
+        lines.append(f"  CPU level {facts['cpu_level']} (of {', '.join(facts['cpu_levels'])}; DLMT_CPU_LEVEL chooses)")
+    for module, record in facts["build"].items():
+        lines.append(f"  built {module}: {'yes' if record.get('built') else 'no'}, {record.get('reason', '')}")
+    lines.append("  " + ", ".join(f"{name} {version or 'missing'}" for name, version in facts["packages"].items()))
+    return "\n".join(lines)
+
+
+def build_record() -> dict[str, Any]:
+    """What the build decided about each module and why (`_build.json`); empty where the package was not built."""
+    file = resources.files("dlmt_fast") / "_build.json"
+    if not file.is_file():
+        return {}
+    record: dict[str, Any] = json.loads(file.read_text("utf-8"))
+    return record
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None

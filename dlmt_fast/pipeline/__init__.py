@@ -1,0 +1,9 @@
+"""Jobs over stores: encrypt, decrypt, verify. Carries images from a store to the kernels and back, and loses none."""
+
+from .decrypt import decrypt_store
+from .encrypt import encrypt_store
+from .options import JobOptions
+from .summary import Summary
+from .verify import verify_store
+
+__all__ = ["JobOptions", "Summary", "decrypt_store", "encrypt_store", "verify_store"]

@@ -1,0 +1,145 @@
+"""`decrypt_store`: from a store of transformed images back to images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import StoreDamagedError, StoreError
+from ..functional import decrypt
+from ..keys import Key
+from ..stores.contract import Published, ShardWriter
+from ..stores.folder import FolderWriter
+from ..stores.idx import IdxWriter
+from ..stores.publish import publish_bytes
+from .owner import OwnerFolder
+from .stored import StoredBatch, StoredImages, idx_header
+from .summary import Progress, Summary, counter, no_progress
+from .target import Target
+
+_PLAIN_GZIP_LEVEL = 6  # decrypted images do shrink, and are the owner's
+
+
+def decrypt_store(
+    source_path: Path,
+    target_path: Path,
+    key: Key,
+    owner_folder: Callable[[str], Path],
+    overwrite: bool = False,
+    progress: Progress = no_progress,
+) -> Summary:
+    """Recover the images of a store: a folder of PNG files under their original names, or IDX files.
+
+    Args:
+        source_path: a store that `encrypt_store` wrote.
+        target_path: a new folder, or a new file for a single IDX file.
+        owner_folder: from the store's id to the owner's folder. Without it names stay hidden, and min-max stores
+            cannot be decrypted.
+
+    Raises:
+        WrongKeyError: the store was made with another key.
+        StoreDamagedError: a file is not the one that was published.
+        DlmtError: anything else that is wrong. The target is then as it was.
+    """
+    started = time.perf_counter()
+    store = StoredImages(source_path, key)
+    manifest, single = store.manifest, not source_path.is_dir()
+    target = Target(target_path, single, source_path, overwrite)
+    owner = OwnerFolder(owner_folder(manifest.store_id), store.seal)
+    summary = Summary("decrypt", str(source_path), str(target_path), manifest.store_id, manifest.kind, "uint8")
+    target.begin(manifest.store_id)
+    written: list[str] = []
+    try:
+        advance = counter(progress, manifest.count)
+        for index, shard in enumerate(manifest.shards):
+            ledger = owner.read_ledger(index, shard.sha256)
+            if ledger is None and store.needs_bounds:
+                raise StoreError(
+                    f"this store was made with {store.header['normalize']}: decrypting needs the ledger in the owner's "
+                    f"folder, and {owner.root} has none; --owner DIR names another folder"
+                )
+            published, names = _decrypt_shard(store, shard, index, ledger or {}, target, advance)
+            written += names
+            summary.add(shard.count, published, [])
+        for extra in manifest.extras:
+            publish_bytes(target.root / extra.name, (store.root / extra.name).read_bytes(), manifest.store_id)
+            written.append(extra.name)
+    except BaseException:
+        target.give_up(written)
+        raise
+    target.finish(None, manifest.store_id, written)
+    if manifest.kind == "folder" and not (owner.root / "ledger-00000.bin").exists():
+        summary.notes.append(f"original names are not restored: {owner.root} has no ledger (--owner DIR)")
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+def _decrypt_shard(
+    store: StoredImages,
+    shard: Published,
+    index: int,
+    ledger: dict[str, Any],
+    target: Target,
+    advance: Callable[[int], None],
+) -> tuple[Published, list[str]]:
+    originals = restored_names(dict(ledger.get("names", [])))
+    bounds = np.array(ledger.get("bounds", []), np.int32)
+    order = _ledger_order(ledger)
+    names: list[str] = []
+    writer = _writer(store, shard, index, target)
+    try:
+        for batch in store.read(shard):
+            plan = store.plans.of(batch.images)
+            limits = bounds[_positions(batch, order)] if len(bounds) else None
+            if limits is None and store.needs_bounds and len(batch.images):
+                raise StoreDamagedError(f"the ledger of shard {index} holds no bounds")
+            images = decrypt(batch.images, plan, bounds=limits)
+            outputs = [
+                originals.get(name, name.removesuffix(".npy").removesuffix(".png") + ".png") for name in batch.names
+            ]
+            writer.write(range(batch.position, batch.position + len(images)), outputs, images)
+            names += outputs
+            advance(len(images))
+        published = writer.publish()
+    except BaseException:
+        writer.abort()
+        raise
+    return published, names if store.manifest.kind == "folder" else [published.name]
+
+
+def _writer(store: StoredImages, shard: Published, index: int, target: Target) -> ShardWriter:
+    store_id = store.manifest.store_id
+    if store.manifest.kind == "folder":
+        return FolderWriter(target.root, store_id, index, listed=False)
+    name = target.path.name if target.single else shard.name
+    sizes = idx_header(store.root / shard.name).sizes
+    return IdxWriter(target.root, store_id, index, name, "uint8", sizes, level=_PLAIN_GZIP_LEVEL)
+
+
+def _ledger_order(ledger: dict[str, Any]) -> dict[str, int]:
+    """Where each stored name's bounds are in the ledger."""
+    return {name: place for place, (name, _) in enumerate(ledger.get("names", []))}
+
+
+def _positions(batch: StoredBatch, order: dict[str, int]) -> list[int]:
+    if order:
+        return [order[name] for name in batch.names]
+    return list(range(batch.position, batch.position + len(batch.images)))
+
+
+def restored_names(originals: dict[str, str]) -> dict[str, str]:
+    """From stored names to the original ones as PNG: `a.jpg` comes back as `a.png`, or as `a.jpg.png` where two
+    originals differ in the suffix alone."""
+    plain = {stored: _as_png(original) for stored, original in originals.items()}
+    counts: dict[str, int] = {}
+    for name in plain.values():
+        counts[name] = counts.get(name, 0) + 1
+    return {stored: name if counts[name] == 1 else f"{originals[stored]}.png" for stored, name in plain.items()}
+
+
+def _as_png(path: str) -> str:
+    return path.rpartition(".")[0] + ".png"

@@ -1,0 +1,87 @@
+"""The job record: everything that decides a store's bytes, fixed before work starts."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from typing import Any
+
+import numpy as np
+import PIL
+
+from .._version import __version__
+from ..canonical import canonical_json
+from ..errors import ImageError, ParameterError, StoreError
+from ..keys import CONTRACT
+from ..schemes import DLMT
+from ..stores.contract import Refused, Shape, Source, Survey
+from .options import JobOptions
+
+
+def versions() -> dict[str, str]:
+    """What a shard's bytes can depend on: this package, the decoder, the resizer."""
+    return {"dlmt-fast": __version__, "pillow": PIL.__version__, "numpy": np.__version__}
+
+
+def job_record(source: Source, scheme: DLMT, options: JobOptions, target_kind: str) -> dict[str, Any]:
+    """The record whose keyed digest is the store's id."""
+    stamps = source.stamps()
+    digest = hashlib.sha256()
+    for stamp in stamps:
+        digest.update(canonical_json([stamp.path, stamp.size, stamp.mtime_ns]) + b"\n")
+    return {
+        "contract": CONTRACT,
+        "source": {"kind": source.kind, "files": len(stamps), "sha256": digest.hexdigest()},
+        "shards": [[shard.samples.start, shard.samples.stop] for shard in source.shards()],
+        "target": target_kind,
+        "scheme": scheme.params,
+        "options": options.recorded(),
+        "versions": versions(),
+    }
+
+
+def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None) -> dict[str, Any]:
+    """What the key opens in a store's manifest: enough to decrypt where min-max was not used."""
+    recorded = options.recorded()
+    return {
+        "contract": CONTRACT,
+        "scheme": scheme.params,
+        "normalize": options.normalize,
+        "dtype": dtype,
+        "layout": "CHW",
+        "mean": recorded["mean"],
+        "std": recorded["std"],
+        "shape": None if shape is None else list(shape),
+        "versions": versions() | {"python": platform.python_version()},
+    }
+
+
+def settle_shape(survey: Survey, options: JobOptions) -> Shape | None:
+    """The one shape of all images, or None with `per_size`.
+
+    Raises:
+        ImageError: a file cannot be taken and `on_error` is "fail".
+        StoreError: no image can be taken, or there are several shapes without `size` or `per_size`.
+    """
+    if survey.refused and options.on_error == "fail":
+        raise refused_error(survey.refused)
+    if not survey.shapes:
+        raise StoreError(f"none of the {len(survey.refused)} files can be taken; {refused_error(survey.refused)}")
+    if options.per_size:
+        return None
+    if len(survey.shapes) > 1:
+        channels = {shape[0] for shape in survey.shapes}
+        mixed = "--channels 3 (or 1) makes them alike, " if len(channels) > 1 else ""
+        raise ParameterError(
+            f"the images have {len(survey.shapes)} different shapes (channels x height x width):\n"
+            f"{survey.describe_shapes()}\n{mixed}--size HxW brings all to one size, --per-size gives each size its own "
+            "matrices"
+        )
+    return next(iter(survey.shapes))
+
+
+def refused_error(refused: list[Refused]) -> ImageError:
+    """The error that names the first refused file and how many there are."""
+    first = refused[0]
+    more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+    return ImageError(f"{first.path}: {first.reason}{more}; --on-error quarantine lists all and goes on without them")

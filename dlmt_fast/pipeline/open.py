@@ -1,0 +1,48 @@
+"""Which kind of store a path is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..errors import ParameterError, StoreError
+from ..stores.contract import Source
+from ..stores.folder import FolderSource
+from ..stores.folder import Options as FolderOptions
+from ..stores.idx import IdxSource, looks_like_idx
+from .options import JobOptions
+
+KINDS = ("folder", "idx")
+
+
+def kind_of(path: Path, named: str | None) -> str:
+    """The kind of the store at `path`: as `named`, or from its content.
+
+    Raises:
+        StoreError: there is nothing at `path`, or nothing that this package reads.
+        ParameterError: an unknown kind was named.
+    """
+    if named is not None:
+        if named not in KINDS:
+            raise ParameterError(f"unknown kind of store {named!r}; expected one of {', '.join(KINDS)}")
+        return named
+    if not path.exists():
+        raise StoreError(f"{path} does not exist")
+    if looks_like_idx(path):
+        return "idx"
+    if path.is_dir():
+        return "folder"
+    raise StoreError(f"{path} is neither a folder of images nor an IDX file; --from names its kind")
+
+
+def open_source(path: Path, options: JobOptions, named: str | None = None) -> Source:
+    """A source for the store at `path`.
+
+    Raises:
+        StoreError, ParameterError: see `kind_of`; or options that this kind cannot serve.
+    """
+    if kind_of(path, named) == "folder":
+        return FolderSource(path, FolderOptions(options.channels, options.size, options.fit, options.ignore))
+    for name, value in (("--size", options.size), ("--channels", options.channels), ("--ignore", options.ignore)):
+        if value:
+            raise ParameterError(f"{name} does not apply to IDX files, whose images are gray and of one size")
+    return IdxSource(path)

@@ -1,0 +1,84 @@
+"""The options of a job, checked, and how they enter the job record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ParameterError
+
+FITS = ("crop", "stretch", "pad")
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """What `encrypt_store` does beside the scheme.
+
+    Attributes:
+        normalize, dtype, mean, std: as for `scheme.plan`; dtype None means its default.
+        size: (H, W) to bring every image to, or None.
+        fit: "crop", "stretch" or "pad": how an image is brought to `size`.
+        per_size: images of several sizes are wanted, each with matrices of its own.
+        channels: 1 or 3 converts; None takes the images' own.
+        ignore: globs on relative paths that are left out.
+        on_error: "fail" stops at the first bad image, "quarantine" lists them all and goes on.
+        names: "hash" replaces file names by keyed digests, "keep" keeps them.
+        classes: "keep" keeps the first folder level, "index" replaces it by numbers.
+        overwrite: replace an earlier store at the target.
+        workers: threads that decode.
+    """
+
+    normalize: str = "range"
+    dtype: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    size: tuple[int, int] | None = None
+    fit: str = "crop"
+    per_size: bool = False
+    channels: int | None = None
+    ignore: tuple[str, ...] = ()
+    on_error: str = "fail"
+    names: str = "hash"
+    classes: str = "keep"
+    overwrite: bool = False
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        _one_of("fit", self.fit, FITS)
+        _one_of("on_error", self.on_error, ("fail", "quarantine"))
+        _one_of("names", self.names, ("hash", "keep"))
+        _one_of("classes", self.classes, ("keep", "index"))
+        if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
+            raise ParameterError(f"size must be (H, W), two positive integers, got {self.size}")
+        if self.size is not None and self.per_size:
+            raise ParameterError("size and per_size exclude each other: one brings images to one size, one keeps sizes")
+        if self.channels not in (None, 1, 3):
+            raise ParameterError(f"channels must be 1 or 3, got {self.channels}")
+        if self.workers < 1:
+            raise ParameterError(f"workers must be at least 1, got {self.workers}")
+
+    def recorded(self) -> dict[str, Any]:
+        """What decides the output's bytes, for the job record."""
+        return {
+            "normalize": self.normalize,
+            "dtype": self.dtype,
+            "mean": _hex(self.mean),
+            "std": _hex(self.std),
+            "size": None if self.size is None else list(self.size),
+            "fit": self.fit,
+            "per_size": self.per_size,
+            "channels": self.channels,
+            "ignore": list(self.ignore),
+            "on_error": self.on_error,
+            "names": self.names,
+            "classes": self.classes,
+        }
+
+
+def _hex(values: tuple[float, ...] | None) -> list[str] | None:
+    return None if values is None else [float(value).hex() for value in values]
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ParameterError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")

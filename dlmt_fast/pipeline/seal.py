@@ -1,0 +1,96 @@
+"""What of a store the key alone can make or open: its id, the hidden names, the sealed header, the ledger."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from ..canonical import canonical_json, parse_json
+from ..errors import StoreDamagedError, StoreError, WrongKeyError
+from ..keys import CONTRACT, Key
+
+HEADER_BYTES = 4096
+_NONCE = 12
+
+
+def store_id_of(key: Key, record: Mapping[str, Any]) -> str:
+    """The only id that is uploaded: the same for the same job, and linked to nothing else."""
+    return hmac.digest(key.sub(32, "store-id"), canonical_json(dict(record)), hashlib.sha256)[:16].hex()
+
+
+class StoreSeal:
+    """The keyed operations of one store."""
+
+    def __init__(self, key: Key, store_id: str) -> None:
+        self.store_id = store_id
+        self._names = key.sub(32, "names", store_id)
+        self._header = key.sub(32, "header", store_id)
+        self._ledger = key.sub(32, "ledger", store_id)
+
+    def name(self, path: str) -> str:
+        """The hidden name (32 hex digits) of a relative POSIX path."""
+        return hmac.digest(self._names, path.encode("utf-8"), hashlib.sha256)[:16].hex()
+
+    def seal_header(self, header: Mapping[str, Any]) -> bytes:
+        """The header encrypted at a fixed size, so that its length tells nothing."""
+        plain = canonical_json(dict(header))
+        if len(plain) > HEADER_BYTES:
+            raise StoreError(f"the store's header needs {len(plain)} bytes, over {HEADER_BYTES}")
+        return _encrypt(self._header, plain.ljust(HEADER_BYTES), self._header_aad())
+
+    def open_header(self, sealed: bytes) -> dict[str, Any]:
+        """The header.
+
+        Raises:
+            WrongKeyError: the store was made with another key, or its manifest was forged.
+        """
+        plain = _decrypt(self._header, sealed, self._header_aad())
+        if plain is None:
+            raise WrongKeyError(
+                f"the store {self.store_id} was made with another key: its sealed header does not open with this one"
+            )
+        header: dict[str, Any] = json.loads(plain)
+        return header
+
+    def seal_ledger(self, shard: int, output_sha256: str, ledger: Mapping[str, Any]) -> bytes:
+        """A shard's ledger, bound to the shard's published digest."""
+        return _encrypt(self._ledger, canonical_json(dict(ledger)), self._ledger_aad(shard, output_sha256))
+
+    def open_ledger(self, shard: int, output_sha256: str, sealed: bytes) -> dict[str, Any]:
+        """A shard's ledger.
+
+        Raises:
+            StoreDamagedError: it is damaged, or belongs to another shard, store or key.
+        """
+        plain = _decrypt(self._ledger, sealed, self._ledger_aad(shard, output_sha256))
+        if plain is None:
+            raise StoreDamagedError(f"the ledger of shard {shard} is damaged or belongs to another store")
+        ledger: dict[str, Any] = parse_json(plain)
+        return ledger
+
+    def _header_aad(self) -> bytes:
+        return f"{CONTRACT}/header/{self.store_id}".encode("ascii")
+
+    def _ledger_aad(self, shard: int, output_sha256: str) -> bytes:
+        return f"{CONTRACT}/ledger/{self.store_id}/{shard}/{output_sha256}".encode("ascii")
+
+
+def _encrypt(key: bytes, plain: bytes, aad: bytes) -> bytes:
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    nonce = os.urandom(_NONCE)
+    return nonce + AESGCM(key).encrypt(nonce, plain, aad)
+
+
+def _decrypt(key: bytes, sealed: bytes, aad: bytes) -> bytes | None:
+    from cryptography.exceptions import InvalidTag
+    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+    try:
+        return AESGCM(key).decrypt(sealed[:_NONCE], sealed[_NONCE:], aad)
+    except (InvalidTag, ValueError):
+        return None

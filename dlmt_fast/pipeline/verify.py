@@ -1,0 +1,114 @@
+"""`verify_store`: is everything there that was published, and, with the key, is it what the key made."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import StoreDamagedError
+from ..functional import decrypt
+from ..keys import Key
+from ..stores.contract import Published
+from ..stores.folder import read_listed
+from ..stores.manifest import Manifest, read_manifest
+from ..stores.publish import file_digest
+from .owner import OwnerFolder
+from .stored import StoredImages, read_shard_listing
+from .summary import Progress, Summary, counter, no_progress
+from .target import files_of
+
+_SAMPLE = 64  # images decrypted a shard
+
+
+def verify_store(
+    path: Path,
+    key: Key | None = None,
+    owner_folder: Callable[[str], Path] | None = None,
+    progress: Progress = no_progress,
+) -> Summary:
+    """Check a store's files against its manifest: every digest, every count, nothing extra.
+
+    With the key also: the sealed header opens, journal entries agree, and the first images of every shard decrypt.
+
+    Raises:
+        StoreError: the store is unfinished. StoreDamagedError: something is missing, altered or extra.
+        WrongKeyError: the key is another.
+    """
+    started = time.perf_counter()
+    manifest = read_manifest(path)
+    root = path if path.is_dir() else path.parent
+    summary = Summary("verify", str(path), "", manifest.store_id, manifest.kind, manifest.dtype)
+    if sum(shard.count for shard in manifest.shards) != manifest.count:
+        raise StoreDamagedError(f"the shards of {path} hold another number of images than the manifest says")
+    advance = counter(progress, manifest.count)
+    for shard in manifest.shards:
+        _verify_shard(root, manifest, shard, advance)
+        summary.add(shard.count, shard, [])
+    for extra in manifest.extras:
+        _verify_file(root, extra)
+    if path.is_dir():
+        _refuse_extra(path, manifest)
+    if key is not None:
+        summary.notes.append(_verify_with_key(path, key, owner_folder))
+    summary.seconds = time.perf_counter() - started
+    return summary
+
+
+def _verify_shard(root: Path, manifest: Manifest, shard: Published, advance: Callable[[int], None]) -> None:
+    if manifest.kind == "idx":
+        _verify_file(root, shard)
+        advance(shard.count)
+        return
+    for entry in read_shard_listing(root, shard):
+        read_listed(root, entry)
+        advance(1)
+
+
+def _verify_file(root: Path, published: Published) -> None:
+    path = root / published.name
+    try:
+        found = file_digest(path)
+    except FileNotFoundError:
+        raise StoreDamagedError(f"{path} is missing, and the manifest names it") from None
+    if found != (published.size, published.sha256):
+        raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
+
+
+def _refuse_extra(path: Path, manifest: Manifest) -> None:
+    expected = files_of(path, manifest) | {"dlmt-store.json"}
+    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
+    extra = sorted(found - expected)
+    if extra:
+        raise StoreDamagedError(f"{path} holds {len(extra)} files that its manifest does not name, first {extra[0]}")
+
+
+def _verify_with_key(path: Path, key: Key, owner_folder: Callable[[str], Path] | None) -> str:
+    store = StoredImages(path, key)
+    owner = OwnerFolder(owner_folder(store.manifest.store_id), store.seal) if owner_folder else None
+    checked = 0
+    for index, shard in enumerate(store.manifest.shards):
+        entry = owner.read_journal(index) if owner else None
+        if entry is not None and (entry["output_sha256"], entry["outputs"]) != (shard.sha256, shard.count):
+            raise StoreDamagedError(f"shard {index} is not the one that the owner's journal describes")
+        ledger = owner.read_ledger(index, shard.sha256) if owner else None
+        if store.needs_bounds and ledger is None:
+            return "the key opens the header; no ledger at hand, so no image was decrypted"
+        checked += _decrypt_sample(store, shard, ledger or {})
+    return f"the key opens the header, and {checked} images decrypt"
+
+
+def _decrypt_sample(store: StoredImages, shard: Published, ledger: dict[str, Any]) -> int:
+    bounds = np.array(ledger.get("bounds", []), np.int32)
+    order = {name: place for place, (name, _) in enumerate(ledger.get("names", []))}
+    checked = 0
+    for batch in store.read(shard):
+        places = [order.get(name, batch.position + i) for i, name in enumerate(batch.names)]
+        decrypt(batch.images, store.plans.of(batch.images), bounds=bounds[places] if store.needs_bounds else None)
+        checked += len(batch.images)
+        if checked >= _SAMPLE:
+            break
+    return checked

@@ -1,0 +1,113 @@
+"""What a store format provides: a source that lists and reads samples, a writer that publishes shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StoreError
+
+Shape: TypeAlias = tuple[int, int, int]
+Array: TypeAlias = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class FileStamp:
+    """A source file as the job record fixes it; `path` is relative and POSIX."""
+
+    path: str
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, root: Path, path: str) -> FileStamp:
+        """The stamp of `root / path` now."""
+        status = (root / path).stat()
+        return cls(path, status.st_size, status.st_mtime_ns)
+
+    def check_unchanged(self, root: Path) -> None:
+        """Refuse the file if it changed since it was listed.
+
+        Raises:
+            StoreError: it did.
+        """
+        if FileStamp.of(root, self.path) != self:
+            raise StoreError(f"{root / self.path} changed since the job began; start again when the source is at rest")
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A sample that cannot be taken, by its index in the source, with the reason."""
+
+    index: int
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples of one shape: their indices in the source, and uint8 images (N, C, H, W)."""
+
+    indices: Sequence[int]
+    images: NDArray[np.uint8]
+
+
+@dataclass
+class Survey:
+    """What a source holds, found without decoding pixels."""
+
+    shapes: dict[Shape, list[str]] = field(default_factory=dict)
+    refused: list[Refused] = field(default_factory=list)
+
+    def describe_shapes(self, most: int = 8) -> str:
+        """Lines such as `120 x 3x480x640, for example cats/1.jpg`, the most frequent first."""
+        ranked = sorted(self.shapes.items(), key=lambda item: (-len(item[1]), item[0]))
+        lines = [f"  {len(paths)} x {'x'.join(map(str, shape))}, for example {paths[0]}" for shape, paths in ranked]
+        return "\n".join(lines[:most] + ([f"  and {len(lines) - most} more sizes"] if len(lines) > most else []))
+
+
+@dataclass(frozen=True)
+class ShardSpec:
+    """A unit of work and of publication: which samples, and the published file that stands for it."""
+
+    index: int
+    name: str
+    samples: range
+
+
+@dataclass(frozen=True)
+class Published:
+    """A finished shard: samples, bytes, and the SHA-256 of the file `name`."""
+
+    name: str
+    count: int
+    size: int
+    sha256: str
+
+
+class Source(Protocol):
+    """A store that is read."""
+
+    kind: str
+    root: Path
+
+    @property
+    def left_alone(self) -> str: ...
+    def stamps(self) -> list[FileStamp]: ...
+    def survey(self) -> Survey: ...
+    def shards(self) -> list[ShardSpec]: ...
+    def path_of(self, index: int) -> str: ...
+    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]: ...
+
+
+class ShardWriter(Protocol):
+    """Takes a shard's transformed samples; nothing is visible under a final name before `publish`."""
+
+    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None: ...
+    def publish(self) -> Published: ...
+    def abort(self) -> None: ...

@@ -1,0 +1,134 @@
+"""One image file to uint8 pixels (C, H, W), exactly, or a refusal that names the reason.
+
+Orientation from EXIF is applied; everything else beside the pixels is dropped. Conversions that lose nothing happen by
+themselves (palette to RGB, bilevel to gray, an alpha channel that is opaque everywhere is dropped); those that change
+pixels happen only where `channels` asks for them; the rest is refused.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+from ..errors import ImageError
+from .contract import Shape
+
+T = TypeVar("T")
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"})
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "MPO")
+_GRAY, _COLOUR = {"1", "L", "LA", "La"}, {"RGB", "P", "PA", "RGBA", "RGBa", "RGBX"}
+_ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
+_CONVERTED = {"CMYK", "YCbCr"}
+_ORIENTATION = 0x0112
+_BOMB = f"it claims more than {PIL.Image.MAX_IMAGE_PIXELS} pixels, as a decompression bomb does"
+
+
+def probe(path: Path, channels: int | None) -> Shape:
+    """The shape that `decode` will give, from the header alone.
+
+    Raises:
+        ImageError: the file cannot be taken.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        return _guarded(lambda: _probe(file, channels))
+
+
+def decode(
+    path: Path, channels: int | None = None, size: tuple[int, int] | None = None, fit: str = "crop"
+) -> NDArray[np.uint8]:
+    """The pixels of an image file, uint8 (C, H, W).
+
+    Args:
+        path: the file.
+        channels: 1 or 3 converts; None takes the file's own.
+        size: (H, W) to scale to with Pillow's antialiased bicubic filter; None keeps the size.
+        fit: "crop" covers the size and cuts the centre, "stretch" ignores the aspect, "pad" adds black borders.
+
+    Raises:
+        ImageError: the file cannot be taken.
+        OSError: it cannot be read.
+    """
+    data = path.read_bytes()  # read first, so that an I/O error is not taken for a damaged image
+    return _guarded(lambda: _decode(data, channels, size, fit))
+
+
+def _guarded(work: Callable[[], T]) -> T:
+    """Run a decoder; whatever it raises on damaged content becomes an ImageError."""
+    try:
+        return work()
+    except (ImageError, MemoryError):
+        raise
+    except PIL.UnidentifiedImageError:
+        raise ImageError("the content is no PNG, JPEG, BMP, TIFF or WebP image") from None
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
+        raise ImageError(_BOMB) from None
+    except Exception as error:  # noqa: BLE001  image plugins raise almost anything on damaged content
+        raise ImageError(f"it cannot be decoded ({type(error).__name__}: {error})") from None
+
+
+def _open(file: Any) -> PIL.Image.Image:
+    if not file.read(1):
+        raise ImageError("the file is empty")
+    file.seek(0)
+    image = PIL.Image.open(file, formats=_FORMATS)
+    if image.width * image.height > (PIL.Image.MAX_IMAGE_PIXELS or sys.maxsize):
+        raise ImageError(_BOMB)
+    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photograph with previews behind it
+        raise ImageError(f"it holds {image.n_frames} frames; split it into single images")  # type: ignore[attr-defined]
+    raw_modes = [str(tile[3]) for tile in image.tile]
+    if image.mode in ("I", "F") or image.mode.startswith("I;") or any(";16" in raw for raw in raw_modes):
+        raise ImageError("its samples have more than 8 bits; convert it to 8 bits a channel first")
+    return image
+
+
+def _channels(image: PIL.Image.Image, channels: int | None) -> int:
+    if image.mode in _CONVERTED and channels is None:
+        raise ImageError(f"its colour mode is {image.mode}; --channels 3 converts it to RGB")
+    if image.mode not in _GRAY | _COLOUR | _CONVERTED:
+        raise ImageError(f"its colour mode {image.mode} is not supported; convert it to RGB first")
+    return channels or (1 if image.mode in _GRAY else 3)
+
+
+def _probe(file: Any, channels: int | None) -> Shape:
+    image = _open(file)
+    width, height = image.size
+    if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+        width, height = height, width
+    return _channels(image, channels), height, width
+
+
+def _decode(data: bytes, channels: int | None, size: tuple[int, int] | None, fit: str) -> NDArray[np.uint8]:
+    image = _open(io.BytesIO(data))
+    mode = "L" if _channels(image, channels) == 1 else "RGB"
+    image.load()
+    image = PIL.ImageOps.exif_transpose(image)
+    if image.mode in _ALPHA or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        if rgba.getchannel("A").getextrema()[0] != 255:
+            raise ImageError("it is partly transparent; flatten it onto a background first")
+        image = rgba.convert("RGB") if image.mode not in _GRAY else rgba.getchannel("R")
+    if image.mode != mode:
+        image = image.convert("RGB").convert(mode) if image.mode not in ("1", "L") else image.convert(mode)
+    if size is not None and (size[1], size[0]) != image.size:
+        image = _resize(image, (size[1], size[0]), fit)
+    pixels = np.asarray(image, np.uint8)
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _resize(image: PIL.Image.Image, size: tuple[int, int], fit: str) -> PIL.Image.Image:
+    bicubic = PIL.Image.Resampling.BICUBIC
+    if fit == "crop":
+        return PIL.ImageOps.fit(image, size, bicubic)
+    if fit == "pad":
+        return PIL.ImageOps.pad(image, size, bicubic, color=0)
+    return image.resize(size, bicubic)

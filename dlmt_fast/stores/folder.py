@@ -1,0 +1,265 @@
+"""A folder of images, any depth. The first folder level is the class, as in torchvision's ImageFolder.
+
+A published folder holds PNG files (uint8) or .npy files (C, H, W), and one listing a shard, `dlmt-shard-00000.txt`: a
+line `SHA-256 size name` a file, sorted by name. The listing's own digest is the shard's.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import ImageError, StoreDamagedError, StoreError
+from .contract import Array, Batch, FileStamp, Published, Refused, ShardSpec, Survey
+from .decode import SUFFIXES, decode, probe
+from .npy import encode_npy
+from .png import encode_png
+from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary
+
+_BATCH_BYTES = 4 << 20
+
+
+class Options(NamedTuple):
+    """How images are read: see `decode`; `ignore` are globs on relative paths."""
+
+    channels: int | None = None
+    size: tuple[int, int] | None = None
+    fit: str = "crop"
+    ignore: tuple[str, ...] = ()
+
+
+class FolderSource:
+    """Reads a folder of PNG, JPEG, BMP, TIFF and WebP images.
+
+    Files and folders whose name begins with a dot are left alone and counted in `hidden`; any other file must be an
+    image or match `ignore`.
+    """
+
+    kind = "folder"
+
+    def __init__(self, root: Path, options: Options | None = None) -> None:
+        if not root.is_dir():
+            raise StoreError(f"{root} is not a folder" if root.exists() else f"{root} does not exist")
+        self.root, self.options = root, options or Options()
+        self.hidden = self.ignored = 0
+        self._stamps = sorted(self._scan(), key=lambda stamp: os.fsencode(stamp.path))
+        if not self._stamps:
+            raise StoreError(f"{root} holds no files to read")
+
+    @property
+    def left_alone(self) -> str:
+        """What was neither read nor refused, in words; empty where there is none."""
+        parts = [f"{self.hidden} hidden files and folders"] if self.hidden else []
+        return " and ".join(parts + ([f"{self.ignored} files that --ignore names"] if self.ignored else []))
+
+    def stamps(self) -> list[FileStamp]:
+        return self._stamps
+
+    def path_of(self, index: int) -> str:
+        return self._stamps[index].path
+
+    def shards(self) -> list[ShardSpec]:
+        return [ShardSpec(0, listing_name(0), range(len(self._stamps)))]
+
+    def survey(self) -> Survey:
+        """The shapes of all images, from their headers."""
+        survey = Survey()
+        for index, stamp in enumerate(self._stamps):
+            try:
+                self._check_name(stamp.path)
+                shape = probe(self.root / stamp.path, self.options.channels)
+            except ImageError as error:
+                survey.refused.append(Refused(index, stamp.path, str(error)))
+                continue
+            if self.options.size is not None:
+                shape = (shape[0], *self.options.size)
+            survey.shapes.setdefault(shape, []).append(stamp.path)
+        return survey
+
+    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
+        """Decode in `workers` threads (Pillow releases the GIL); at most a few batches are in memory."""
+        pending: list[tuple[int, Array]] = []
+        size = 0
+        with ThreadPoolExecutor(max(1, workers), "dlmt-decode") as pool:
+            for index, result in self._decoded(iter(indices), pool, workers):
+                if isinstance(result, Refused):
+                    yield result
+                    continue
+                if pending and (pending[0][1].shape != result.shape or size + result.nbytes > _BATCH_BYTES):
+                    yield _batch(pending)
+                    pending, size = [], 0
+                pending.append((index, result))
+                size += result.nbytes
+        if pending:
+            yield _batch(pending)
+
+    def _decoded(
+        self, indices: Iterator[int], pool: ThreadPoolExecutor, workers: int
+    ) -> Iterator[tuple[int, Array | Refused]]:
+        """`self._decode` of each index in order, with a bounded number ahead."""
+        ahead = [(i, pool.submit(self._decode, i)) for i in islice(indices, 4 * workers)]
+        while ahead:
+            index, future = ahead.pop(0)
+            result = future.result()
+            ahead += [(i, pool.submit(self._decode, i)) for i in islice(indices, 1)]
+            yield index, result
+
+    def _decode(self, index: int) -> Array | Refused:
+        stamp = self._stamps[index]
+        try:
+            self._check_name(stamp.path)
+            stamp.check_unchanged(self.root)
+            return decode(self.root / stamp.path, self.options.channels, self.options.size, self.options.fit)
+        except ImageError as error:
+            return Refused(index, stamp.path, str(error))
+
+    @staticmethod
+    def _check_name(path: str) -> None:
+        if Path(path).suffix.lower() not in SUFFIXES:
+            raise ImageError(f"its name does not end as an image's ({', '.join(sorted(SUFFIXES))}); --ignore skips it")
+
+    def _scan(self) -> Iterator[FileStamp]:
+        seen = {os.path.realpath(self.root)}
+        for folder, folders, files in os.walk(self.root, followlinks=True, onerror=_raise):
+            visible = [name for name in folders if not name.startswith(".")]
+            self.hidden += len(folders) - len(visible)
+            folders[:] = visible
+            for name in visible:
+                real = os.path.realpath(os.path.join(folder, name))
+                if os.path.islink(os.path.join(folder, name)) and real in seen:
+                    raise StoreError(f"{os.path.join(folder, name)} links back to a folder that is read already")
+                seen.add(real)
+            for name in files:
+                if name.startswith("."):
+                    self.hidden += 1
+                    continue
+                stamp = self._stamp(Path(folder, name))
+                if stamp is not None:
+                    yield stamp
+
+    def _stamp(self, path: Path) -> FileStamp | None:
+        relative = path.relative_to(self.root).as_posix()
+        try:
+            relative.encode("utf-8")
+        except UnicodeEncodeError:
+            raise StoreError(f"the file name {relative!r} is not valid UTF-8; rename the file") from None
+        if any(fnmatch.fnmatchcase(relative, pattern) for pattern in self.options.ignore):
+            self.ignored += 1
+            return None
+        if not path.is_file():
+            raise StoreError(f"{path} is neither a file nor a folder that can be read")
+        return FileStamp.of(self.root, relative)
+
+
+class FolderWriter:
+    """Writes one shard of a folder: temporaries first, then all renames, then the listing."""
+
+    def __init__(self, root: Path, store_id: str, shard: int, ops: FileOps = OS, listed: bool = True) -> None:
+        self._root, self._store_id, self._shard, self._ops, self._listed = root, store_id, shard, ops, listed
+        self._files: dict[str, tuple[Path, int, str]] = {}
+        self._folders: set[Path] = {root}
+        self._renamed: list[Path] = []
+
+    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None:
+        """Encode each image to a temporary beside its final place. `names` are relative, with the right suffix."""
+        for name, image in zip(names, images, strict=True):
+            if name in self._files:
+                raise StoreError(f"two samples would be written as {name}; --names hash keeps them apart")
+            final = self._root / name
+            if final.parent not in self._folders:
+                make_directories(final.parent, self._ops)
+                self._folders.add(final.parent)
+            data = encode_png(image) if name.endswith(".png") else encode_npy(image)
+            temporary = final.with_name(temporary_name(self._store_id, self._shard))
+            write_temporary(temporary, data, self._ops)
+            self._files[name] = (temporary, len(data), hashlib.sha256(data).hexdigest())
+
+    def publish(self) -> Published:
+        for name, (temporary, _, _) in self._files.items():
+            self._ops.rename(temporary, self._root / name)
+            self._renamed.append(self._root / name)
+        for folder in sorted(self._folders):
+            self._ops.fsync_directory(folder)
+        lines = [f"{digest} {size} {name}\n" for name, (_, size, digest) in sorted(self._files.items())]
+        listing = "".join(lines).encode("utf-8")
+        if self._listed:
+            publish_bytes(self._root / listing_name(self._shard), listing, self._store_id, self._shard, self._ops)
+        digest = hashlib.sha256(listing).hexdigest()
+        return Published(
+            listing_name(self._shard), len(self._files), sum(size for _, size, _ in self._files.values()), digest
+        )
+
+    def abort(self) -> None:
+        remove_all([temporary for temporary, _, _ in self._files.values()] + self._renamed, self._ops)
+
+
+class Listed(NamedTuple):
+    """A line of a shard's listing."""
+
+    sha256: str
+    size: int
+    name: str
+
+
+def listing_name(shard: int) -> str:
+    return f"dlmt-shard-{shard:05d}.txt"
+
+
+def read_listing(data: bytes, where: str) -> list[Listed]:
+    """The lines of a listing, checked: relative names without tricks, sorted, each once.
+
+    Raises:
+        StoreDamagedError: it is no listing.
+    """
+    try:
+        text = data.decode("utf-8")
+        entries = []
+        for line in text.split("\n")[:-1]:
+            digest, size, name = line.split(" ", 2)
+            entries.append(Listed(digest, int(size), name))
+            if len(digest) != 64 or not _safe(name) or str(int(size)) != size:
+                raise ValueError
+        if text and not text.endswith("\n"):
+            raise ValueError
+        if any(a.name >= b.name for a, b in pairwise(entries)):
+            raise ValueError
+    except ValueError:
+        raise StoreDamagedError(f"{where} is not a shard's listing") from None
+    return entries
+
+
+def read_listed(root: Path, entry: Listed) -> bytes:
+    """A file of the store, checked against its listing.
+
+    Raises:
+        StoreDamagedError: it is missing or altered.
+    """
+    path = root / entry.name
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise StoreDamagedError(f"{path} is missing, and the store's listing names it") from None
+    if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
+        raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
+    return data
+
+
+def _safe(name: str) -> bool:
+    parts = name.split("/")
+    return bool(name) and "\\" not in name and "\0" not in name and all(p not in ("", ".", "..") for p in parts)
+
+
+def _batch(pending: list[tuple[int, Array]]) -> Batch:
+    return Batch([index for index, _ in pending], np.stack([image for _, image in pending]))
+
+
+def _raise(error: OSError) -> None:
+    raise error

@@ -1,0 +1,264 @@
+"""MNIST's IDX files, plain or gzip: one images file, or a folder with images and labels files.
+
+Header: two zero bytes, a type, the number of axes, then each size as a big-endian uint32. Values are big-endian.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import re
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from ..errors import StoreDamagedError, StoreError
+from .contract import Array, Batch, FileStamp, Published, Refused, ShardSpec, Survey
+from .publish import OS, FileOps, file_digest, temporary_name
+
+_TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4")}
+_CODES = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
+_IMAGES = re.compile(r"[-_.]idx3[-_.]ubyte(\.gz)?$")
+_LABELS = re.compile(r"[-_.]idx1[-_.]ubyte(\.gz)?$")
+SLICE_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Header:
+    """Type and sizes of an IDX file; `data_start` is where the values begin."""
+
+    dtype: np.dtype[Any]
+    sizes: tuple[int, ...]
+
+    @property
+    def data_start(self) -> int:
+        return 4 + 4 * len(self.sizes)
+
+    @property
+    def item_bytes(self) -> int:
+        return int(np.prod(self.sizes[1:], dtype=object)) * self.dtype.itemsize
+
+    @property
+    def data_bytes(self) -> int:
+        return self.sizes[0] * self.item_bytes
+
+
+def looks_like_idx(path: Path) -> bool:
+    """Whether a file begins as an IDX file does, or a folder has files named as MNIST's."""
+    if path.is_dir():
+        return any(_IMAGES.search(entry.name) for entry in path.iterdir())
+    try:
+        with open_idx(path) as file:
+            head = file.read(4)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return len(head) == 4 and head[:2] == b"\0\0" and head[2] in (8, 9, 11, 12, 13, 14) and 1 <= head[3] <= 4
+
+
+@contextmanager
+def open_idx(path: Path) -> Iterator[IO[bytes]]:
+    """The decompressed bytes of a plain or gzip file, by its content, not its name."""
+    with open(path, "rb") as raw:
+        magic = raw.read(2)
+        raw.seek(0)
+        if magic == b"\x1f\x8b":
+            with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
+                yield io.BufferedReader(unpacked, 1 << 20)
+        else:
+            yield raw
+
+
+@contextmanager
+def _own_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise StoreDamagedError(f"{path} is a damaged gzip file: {error}") from None
+
+
+def read_header(file: IO[bytes], path: Path) -> Header:
+    """The header at the start of an IDX file.
+
+    Raises:
+        StoreDamagedError: it is none, or of a type or number of axes that images do not have.
+    """
+    with _own_errors(path):
+        head = file.read(4)
+        if len(head) < 4 or head[:2] != b"\0\0":
+            raise StoreDamagedError(f"{path} is not an IDX file" if head else f"{path} is empty")
+        if head[2] not in _TYPES or head[3] != 3:
+            raise StoreDamagedError(
+                f"{path} holds IDX type 0x{head[2]:02X} with {head[3]} axes; images have type 0x08, 0x0C or 0x0D and 3"
+            )
+        rest = file.read(12)
+    if len(rest) < 12:
+        raise StoreDamagedError(f"{path} ends inside its header")
+    sizes = struct.unpack(">3I", rest)
+    if min(sizes[1:]) < 1:
+        raise StoreDamagedError(f"{path} claims images of {sizes[1]}x{sizes[2]} pixels")
+    return Header(_TYPES[head[2]], sizes)
+
+
+def read_slices(path: Path, header: Header) -> Iterator[tuple[int, Array]]:
+    """(first image, values (n, 1, H, W)) over the whole file; nothing is allocated from the header's word alone.
+
+    Raises:
+        StoreDamagedError: the file is shorter or longer than its header says.
+    """
+    step = max(1, SLICE_BYTES // header.item_bytes)
+    with open_idx(path) as file, _own_errors(path):
+        file.read(header.data_start)
+        for start in range(0, header.sizes[0], step):
+            count = min(step, header.sizes[0] - start)
+            data = _read_exactly(file, count * header.item_bytes)
+            if len(data) != count * header.item_bytes:
+                have = start + len(data) // header.item_bytes
+                raise StoreDamagedError(f"{path} is truncated: {have} of {header.sizes[0]} images are whole")
+            yield start, np.frombuffer(data, header.dtype).reshape(count, 1, *header.sizes[1:])
+        if file.read(1):
+            raise StoreDamagedError(f"{path} is longer than its header says")
+
+
+def _read_exactly(file: IO[bytes], size: int) -> bytes:
+    """Up to `size` bytes in bounded pieces, so that an absurd header allocates nothing."""
+    parts = []
+    while size and (part := file.read(min(size, SLICE_BYTES))):
+        parts.append(part)
+        size -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class IdxSource:
+    """Reads one images file, or every `*-idx3-ubyte[.gz]` of a folder; labels files are listed in `extras`."""
+
+    kind = "idx"
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise StoreError(f"{path} does not exist")
+        self.single = not path.is_dir()
+        self.root = path.parent if self.single else path
+        names = [path.name] if self.single else sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        self.images = names if self.single else [name for name in names if _IMAGES.search(name)]
+        self.extras = [] if self.single else [name for name in names if _LABELS.search(name)]
+        left_out = sorted(set(names) - set(self.images) - set(self.extras))
+        self._left_alone = f"{', '.join(left_out)} (neither images nor labels by name)" if left_out else ""
+        if not self.images:
+            raise StoreError(f"{path} holds no images file (*-idx3-ubyte or *-idx3-ubyte.gz)")
+        self._stamps = [FileStamp.of(self.root, name) for name in sorted(self.images + self.extras)]
+        self.headers = [self._header(name) for name in self.images]
+        self._starts = np.cumsum([0] + [header.sizes[0] for header in self.headers]).tolist()
+
+    def _header(self, name: str) -> Header:
+        with open_idx(self.root / name) as file:
+            header = read_header(file, self.root / name)
+        if header.dtype != np.uint8:
+            raise StoreError(f"{self.root / name} holds {header.dtype} values; images to transform are uint8 (0x08)")
+        return header
+
+    @property
+    def left_alone(self) -> str:
+        """Files of the folder that are not read, in words; empty where there is none."""
+        return self._left_alone
+
+    def stamps(self) -> list[FileStamp]:
+        return self._stamps
+
+    def survey(self) -> Survey:
+        survey = Survey()
+        for name, header in zip(self.images, self.headers, strict=True):
+            survey.shapes.setdefault((1, header.sizes[1], header.sizes[2]), []).append(name)
+        return survey
+
+    def shards(self) -> list[ShardSpec]:
+        return [ShardSpec(i, name, range(self._starts[i], self._starts[i + 1])) for i, name in enumerate(self.images)]
+
+    def path_of(self, index: int) -> str:
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return f"{self.images[shard]}#{index - self._starts[shard]}"
+
+    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
+        """One shard's images in slices; `indices` is that shard's range."""
+        shard = self._starts.index(indices[0]) if indices else 0
+        path = self.root / self.images[shard]
+        next(stamp for stamp in self._stamps if stamp.path == path.name).check_unchanged(self.root)
+        for start, images in read_slices(path, self.headers[shard]) if indices else ():
+            first = self._starts[shard] + start
+            yield Batch(range(first, first + len(images)), images)
+
+
+class IdxWriter:
+    """One IDX file: a preallocated temporary, slices at fixed offsets, a final gzip pass where the name ends in .gz."""
+
+    def __init__(
+        self,
+        root: Path,
+        store_id: str,
+        shard: int,
+        name: str,
+        dtype: str,
+        sizes: tuple[int, ...],
+        ops: FileOps = OS,
+        level: int = 0,
+    ) -> None:
+        if dtype not in _CODES:
+            raise StoreError(f"IDX files hold uint8, int32 or float32, not {dtype}; choose one with --dtype")
+        self._root, self._name, self._ops, self._level = root, name, ops, level
+        self._header = Header(_TYPES[_CODES[dtype]], sizes)
+        self._temporary = root / temporary_name(store_id, shard)
+        self._packed = root / temporary_name(store_id, shard)
+        self._descriptor: int | None = ops.create(self._temporary)
+        self._write_at(0, struct.pack(">BBBB3I", 0, 0, _CODES[dtype], 3, *sizes))
+        os.ftruncate(self._descriptor, self._header.data_start + self._header.data_bytes)
+
+    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None:
+        """Values (n, 1, H, W) at `positions`, a run of consecutive places within the shard."""
+        values = np.ascontiguousarray(images.astype(self._header.dtype, copy=False))
+        self._write_at(self._header.data_start + positions[0] * self._header.item_bytes, values.data.cast("B"))
+
+    def publish(self) -> Published:
+        assert self._descriptor is not None
+        if self._name.endswith(".gz"):
+            self._pack()
+        self._ops.fsync(self._descriptor)
+        self._close()
+        size, digest = file_digest(self._temporary)
+        self._ops.rename(self._temporary, self._root / self._name)
+        self._ops.fsync_directory(self._root)
+        return Published(self._name, self._header.sizes[0], size, digest)
+
+    def abort(self) -> None:
+        self._close()
+        self._ops.unlink(self._temporary)
+        self._ops.unlink(self._packed)
+
+    def _pack(self) -> None:
+        """gzip without name and time. Level 0 stores: transformed pixels do not shrink, and sizes tell nothing."""
+        packed = self._ops.create(self._packed)
+        with (
+            open(self._temporary, "rb") as plain,
+            os.fdopen(os.dup(packed), "wb") as raw,
+            gzip.GzipFile(filename="", mode="wb", compresslevel=self._level, fileobj=raw, mtime=0) as file,
+        ):
+            while chunk := plain.read(1 << 20):
+                file.write(chunk)
+        self._close()
+        self._ops.unlink(self._temporary)
+        self._temporary, self._descriptor = self._packed, packed
+
+    def _write_at(self, offset: int, data: bytes | memoryview) -> None:
+        assert self._descriptor is not None
+        os.lseek(self._descriptor, offset, os.SEEK_SET)
+        self._ops.write(self._descriptor, data)
+
+    def _close(self) -> None:
+        if self._descriptor is not None:
+            descriptor, self._descriptor = self._descriptor, None
+            self._ops.close(descriptor)

@@ -1,0 +1,120 @@
+"""Publishing files so that a reader sees all of one or nothing, also after a power cut.
+
+temporary in the same directory -> write -> fsync -> close -> rename -> fsync of the directory. A failed write, fsync
+or close fails the attempt: the temporary is removed and never synced again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable
+from pathlib import Path
+
+from ..errors import StoreError
+
+
+class FileOps:
+    """The file operations that publishing uses, so that tests can replace the disk."""
+
+    def create(self, path: Path, mode: int = 0o666) -> int:
+        """Open a new file for writing; an existing one is an error, and links are not followed."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+        return os.open(path, flags, mode)
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            view = view[os.write(descriptor, view) :]
+
+    def fsync(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.replace(old, new)
+
+    def unlink(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def mkdir(self, path: Path, mode: int = 0o777) -> None:
+        path.mkdir(mode)
+
+    def fsync_directory(self, path: Path) -> None:
+        if os.name == "nt":  # a directory cannot be opened there
+            return
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+OS = FileOps()
+
+
+def temporary_name(store_id: str, shard: int) -> str:
+    """A name beside the target that no reader takes for data."""
+    return f".tmp-{store_id}-{shard:05d}-{secrets.token_hex(8)}"
+
+
+def write_temporary(path: Path, data: bytes, ops: FileOps = OS, mode: int = 0o666) -> None:
+    """Write and sync a temporary; on any error it is gone again."""
+    descriptor = ops.create(path, mode)
+    try:
+        try:
+            ops.write(descriptor, data)
+            ops.fsync(descriptor)
+        finally:
+            ops.close(descriptor)
+    except BaseException:
+        ops.unlink(path)
+        raise
+
+
+def publish_bytes(path: Path, data: bytes, store_id: str, shard: int = 0, ops: FileOps = OS, mode: int = 0o666) -> None:
+    """Publish one small file under its final name, replacing what was there."""
+    temporary = path.with_name(temporary_name(store_id, shard))
+    write_temporary(temporary, data, ops, mode)
+    try:
+        ops.rename(temporary, path)
+    except BaseException:
+        ops.unlink(temporary)
+        raise
+    ops.fsync_directory(path.parent)
+
+
+def make_directories(path: Path, ops: FileOps = OS, mode: int = 0o777) -> list[Path]:
+    """Make `path` and its missing ancestors, each synced into its parent. Returns those made, outermost first."""
+    missing = []
+    while not path.is_dir():
+        if path.exists() or path.is_symlink():
+            raise StoreError(f"{path} is in the way: a folder is needed there")
+        missing.append(path)
+        path = path.parent
+    for directory in reversed(missing):
+        try:
+            ops.mkdir(directory, mode)
+        except FileExistsError:
+            continue
+        ops.fsync_directory(directory.parent)
+    return missing[::-1]
+
+
+def remove_all(paths: Iterable[Path], ops: FileOps = OS) -> None:
+    """Remove temporaries after a failure."""
+    for path in paths:
+        ops.unlink(path)
+
+
+def file_digest(path: Path) -> tuple[int, str]:
+    """(size, hex SHA-256) of a file."""
+    digest, size = hashlib.sha256(), 0
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            size += len(chunk)
+    return size, digest.hexdigest()
