@@ -1,7 +1,8 @@
 """Fixtures that every part of the suite shares.
 
 Bits are compared on every backend that can run here, and for the C++ backend at every instruction-set level of this
-CPU: a test that takes `target` runs once for each of them, `backend` once for each backend at its own choice of level.
+CPU: a test that takes `target` runs once for each of them (`fast_target`: without the reference), one that takes
+`backend` once for each backend at its own choice of level.
 """
 
 from __future__ import annotations
@@ -77,6 +78,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("backend", cpu_backends())
     if "target" in metafunc.fixturenames:
         metafunc.parametrize("target", [Target("reference"), *targets()], ids=str)
+    if "fast_target" in metafunc.fixturenames:
+        metafunc.parametrize("fast_target", targets(), ids=str)
 
 
 WALK = pytest.StashKey[Walk]()
