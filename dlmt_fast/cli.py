@@ -38,7 +38,7 @@ PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="A file whose first line is the passphrase of a sealed key.")
 ]
 Owner = Annotated[Path | None, typer.Option("--owner", help="The owner's folder [default: KEYFILE.stores/STORE_ID].")]
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="A folder of images, an IDX file, or a folder of IDX files.")]
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="A folder of images, an IDX file, or a folder of those.")]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="Where to; must not exist or be empty.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result at DST.")]
 
@@ -68,7 +68,7 @@ def _console() -> Console:
 
 @app.command()
 def keygen(
-    path: Annotated[Path, typer.Argument(metavar="KEYFILE", help="Where to write the key, for example photos.dlmtkey.")],
+    path: Annotated[Path, typer.Argument(metavar="KEYFILE", help="Where to, for example photos.dlmtkey.")],
     mode: Annotated[str, typer.Option(help="mat, mmt, rise_mmt, mat_mmt or mmt_mat.")] = "mat_mmt",
     max_v_add: Annotated[int, typer.Option(help="Radd is uniform in [1, this].")] = 256,
     max_v_mul: Annotated[int, typer.Option(help="Rmul is uniform in [1, this].")] = 10,
@@ -98,7 +98,7 @@ def encrypt(
     passphrase_file: PassphraseFile = None,
     size: Annotated[str | None, typer.Option(metavar="HxW", help="Bring every image to this size.")] = None,
     fit: Annotated[str, typer.Option(help="How: crop, stretch or pad.")] = "crop",
-    per_size: Annotated[bool, typer.Option("--per-size", help="Keep several sizes, each with its own matrices.")] = False,
+    per_size: Annotated[bool, typer.Option("--per-size", help="Keep several sizes, matrices for each.")] = False,
     channels: Annotated[int | None, typer.Option(help="Convert to 1 (gray) or 3 (RGB) channels.")] = None,
     normalize: Annotated[str, typer.Option(help="range, minmax, minmax_channel or none.")] = "range",
     dtype: Annotated[str | None, typer.Option(help="uint8, float32, float16; for none: int32, narrowest.")] = None,
@@ -211,8 +211,9 @@ def _report(facts: dict[str, Any], as_json: bool, text: str) -> None:
 
 def _finish(summary: Any, as_json: bool) -> None:
     rate = summary.outputs / summary.seconds if summary.seconds else 0.0
-    lines = [f"{summary.command}: {summary.inputs} inputs = {summary.outputs} outputs + {len(summary.quarantined)} quarantined"]
-    lines[0] += f", {summary.output_bytes / 1e6:.1f} MB in {summary.seconds:.2f} s ({rate:.0f} images/s)"
+    counts = f"{summary.inputs} inputs = {summary.outputs} outputs + {len(summary.quarantined)} quarantined"
+    speed = f"{summary.output_bytes / 1e6:.1f} MB in {summary.seconds:.2f} s ({rate:.0f} images/s)"
+    lines = [f"{summary.command}: {counts}, {speed}"]
     lines += [f"  quarantined {item['path']}: {item['reason']}" for item in summary.quarantined]
     lines += [f"  {note}" for note in summary.notes]
     _report(summary.as_dict(), as_json, "\n".join(lines))

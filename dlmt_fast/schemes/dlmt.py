@@ -56,7 +56,7 @@ class DLMT:
     __slots__ = ("_max_v_add", "_max_v_mul", "_mode", "_rise_v")
 
     def __init__(self, mode: str = "mat_mmt", max_v_add: int = 256, max_v_mul: int = 10, rise_v: int = 0) -> None:
-        if mode not in MODES:
+        if not isinstance(mode, str) or mode not in MODES:
             raise ParameterError(f"unknown mode {mode!r}; expected one of {', '.join(MODES)}")
         add = _integer("max_v_add", max_v_add, least=1)
         mul = _integer("max_v_mul", max_v_mul, least=1)
@@ -112,7 +112,7 @@ class DLMT:
         if fields.pop("scheme", None) != "dlmt":
             raise ParameterError("these are not the parameters of a DLMT scheme: no field scheme='dlmt'")
         mode = fields.pop("mode", None)
-        if mode not in MODES or set(fields) != set(MODES[mode]):
+        if not isinstance(mode, str) or mode not in MODES or set(fields) != set(MODES[mode]):
             raise ParameterError(f"the parameters of mode {mode!r} do not fit: got the fields {sorted(fields)}")
         return cls(mode, **fields)
 
