@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml setup.py MANIFEST.in README.md $(shell find csrc dlmt_fast -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name py.typed)
-PYTEST := $(BIN)/python -m pytest
+PYTEST := $(BIN)/pytest
 
 .PHONY: demo test test-long lint format sanitize clean
 .DELETE_ON_ERROR:

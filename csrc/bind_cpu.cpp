@@ -3,7 +3,9 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <unistd.h>
 
+#include <exception>
 #include <optional>
 #include <string>
 
@@ -181,13 +183,34 @@ Job checked(bool inverse, const py::array& images, const py::array& out, const s
     return job;
 }
 
+// Runs `function` while other Python threads run.
+//
+// Not py::gil_scoped_release: once the interpreter ends, Python before 3.14 ends a daemon thread at the point where it
+// asks for the GIL, by unwinding its stack, and destructors on the way would need the GIL that is never to be had. The
+// thread waits for the end of the process instead, as Python 3.14 lets it.
+template <class Function>
+void without_gil(Function function) {
+    std::exception_ptr error;
+    PyThreadState* const state = PyEval_SaveThread();
+    try {
+        function();
+    } catch (...) {
+        error = std::current_exception();
+    }
+    try {
+        PyEval_RestoreThread(state);
+    } catch (...) {
+        for (;;) pause();
+    }
+    if (error) std::rethrow_exception(error);
+}
+
 void affine(const py::array& images, const py::array& out, const std::string& normalize, const std::string& dtype,
             int64_t lo, int64_t hi, const py::array& m, const OptionalArray& b, const OptionalArray& m24,
             const OptionalArray& b24, const OptionalArray& deviation, const OptionalArray& g, const OptionalArray& bias,
             const OptionalArray& bounds, int threads) {
     const Job job = checked(false, images, out, normalize, dtype, lo, hi, m, b, m24, b24, deviation, g, bias, bounds);
-    const py::gil_scoped_release release;
-    dlmt::affine(job, threads);
+    without_gil([&] { dlmt::affine(job, threads); });
 }
 
 int64_t affine_inverse(const py::array& images, const py::array& out, const std::string& normalize,
@@ -195,8 +218,9 @@ int64_t affine_inverse(const py::array& images, const py::array& out, const std:
                        const OptionalArray& deviation, const OptionalArray& g, const OptionalArray& bias,
                        const OptionalArray& bounds, int threads) {
     const Job job = checked(true, images, out, normalize, dtype, lo, hi, m, b, {}, {}, deviation, g, bias, bounds);
-    const py::gil_scoped_release release;
-    return dlmt::affine_inverse(job, threads);
+    int64_t found = -1;
+    without_gil([&] { found = dlmt::affine_inverse(job, threads); });
+    return found;
 }
 
 }  // namespace

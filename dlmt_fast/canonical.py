@@ -18,10 +18,13 @@ def canonical_json(value: Any) -> bytes:
     """The canonical bytes of `value`.
 
     Raises:
-        ValueError: the value holds floats or text that is not valid Unicode.
+        ValueError: the value holds floats, text that is not valid Unicode, or too deep a nesting.
     """
-    _refuse_floats(value)
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    try:
+        _refuse_floats(value)
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    except RecursionError:
+        raise ValueError("the value is nested too deeply") from None
     return text.encode("utf-8")
 
 

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from .canonical import DuplicateFieldError, canonical_json, parse_json
 from .errors import (
+    InputTypeError,
     KeyDamagedError,
     KeyExistsError,
     KeyFingerprintError,
@@ -51,11 +52,16 @@ class Content(NamedTuple):
 
 def normalise_passphrase(passphrase: str) -> bytes:
     """UTF-8 of the NFC form without one trailing newline, so that a file and a prompt give the same key."""
+    if not isinstance(passphrase, str):
+        raise InputTypeError(f"the passphrase must be a str, got {type(passphrase).__name__}")
     text = unicodedata.normalize("NFC", passphrase)
     text = text[:-2] if text.endswith("\r\n") else text[:-1] if text.endswith("\n") else text
     if not text:
         raise KeyPassphraseError("the passphrase is empty; use no passphrase at all, or one with characters in it")
-    return text.encode("utf-8")
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:  # its words and its attributes would show the passphrase
+        raise KeyPassphraseError("the passphrase holds lone surrogates, which UTF-8 cannot say") from None
 
 
 def _derive(passphrase: str, salt: bytes, memory_kib: int, iterations: int, lanes: int) -> bytes:
@@ -88,6 +94,10 @@ def _aad(document: Mapping[str, Any]) -> bytes:
 def _compose(secret: bytes, fingerprint: str, passphrase: str | None, params: Mapping[str, Any] | None) -> bytes:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+    try:
+        canonical_json(params if params is None else dict(params))
+    except (TypeError, ValueError) as error:
+        raise ParameterError(f"params must be plain JSON without floats: {error}") from None
     document: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -165,11 +175,7 @@ def _sync_directory(directory: Path) -> None:
 
 def load(path: Path, passphrase: str | None) -> Content:
     """Read, check and if need be unseal a key file. The caller checks the fingerprint."""
-    with open(path, "rb") as file:
-        status = os.fstat(file.fileno())
-        if not stat.S_ISREG(status.st_mode):
-            raise KeyDamagedError(f"{path} is not a regular file")
-        data = file.read(MAX_BYTES + 1)
+    data, status = _read(path)
     document = _parse(path, data)
     sealed = "seal" in document
     if not sealed and os.name != "nt" and status.st_mode & 0o077:
@@ -181,10 +187,23 @@ def load(path: Path, passphrase: str | None) -> Content:
     return Content(secret, document["fingerprint"], document["params"])
 
 
+def _read(path: Path) -> tuple[bytes, os.stat_result]:
+    """The bytes, at most one over the limit, and the status of the descriptor they came from."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # a FIFO would wait for ever
+    descriptor = os.open(path, flags)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            _damaged(path, "it is not a regular file")
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_BYTES + 1), status
+    finally:
+        os.close(descriptor)
+
+
 def is_sealed(path: Path) -> bool:
     """Whether the key file needs a passphrase."""
-    with open(path, "rb") as file:
-        return "seal" in _parse(path, file.read(MAX_BYTES + 1))
+    return "seal" in _parse(path, _read(path)[0])
 
 
 def check_fingerprint(path: Path, written: str, actual: str) -> None:

@@ -139,6 +139,7 @@ class Key(SecretHolder):
         Raises:
             KeyExistsError: the file is there already.
             KeyPassphraseError: the passphrase is empty.
+            ParameterError: `params` is not plain JSON, holds floats, or is too large.
         """
         from . import keyfile
 

@@ -16,8 +16,11 @@ namespace {
 // About 10 microseconds: the next call of a busy loop finds the threads awake, an idle program does not feel them.
 constexpr int kSpins = 300;
 
-// More threads than this are never started, unless the machine has more processors.
-constexpr int kThreads = 16;
+// More threads than processors help nobody, but a few are allowed everywhere, so that a small machine can test them.
+int most_threads() {
+    static const int most = std::max(16, static_cast<int>(std::thread::hardware_concurrency()));  // slow: reads files
+    return most;
+}
 
 void pause() {
 #if defined(__x86_64__)
@@ -132,8 +135,8 @@ Pool& pool() {
 
 void parallel(int64_t parts, int threads, void (*body)(void*, int64_t), void* context) {
     Work work{body, context, parts};
-    threads = std::min(threads, std::max(kThreads, static_cast<int>(std::thread::hardware_concurrency())));
     if (parts < threads) threads = static_cast<int>(parts);
+    if (threads > 1) threads = std::min(threads, most_threads());
     if (threads < 2 || !pool().run(work, threads)) work.take();
 }
 

@@ -5,6 +5,7 @@ The environment variable DLMT_CPU_LEVEL, or `set_level`, names another. All give
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -23,10 +24,11 @@ def _reason() -> str:
 
 
 try:
-    from .. import _cpu
+    _cpu = importlib.import_module("dlmt_fast._cpu")
+except ModuleNotFoundError as error:
+    raise BackendError(f"the native module dlmt_fast._cpu is missing: {_reason()}") from error
 except ImportError as error:
-    _text = str(error) if "_cpu" not in (error.name or "") and "_cpu" not in str(error) else _reason()
-    raise BackendError(f"the native module dlmt_fast._cpu is missing: {_text}") from error
+    raise BackendError(f"the native module dlmt_fast._cpu cannot be loaded: {error}") from error
 
 
 def affine(images: Array, k: Coefficients, out: Array, bounds: Bounds | None, threads: int = 1) -> None:
