@@ -247,6 +247,8 @@ def _check_version(path: Path, document: Mapping[str, Any]) -> None:
     version, contract = document.get("version"), document.get("contract")
     if type(version) is not int:
         _damaged(path, "the version is not an integer")
+    if not isinstance(contract, str):
+        _damaged(path, "the contract is not a string")
     if version != VERSION or contract != CONTRACT:
         raise KeyVersionError(
             f"{path} is a key file of version {version} for contract {contract!r}; this package reads version "
