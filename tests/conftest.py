@@ -73,15 +73,6 @@ def targets() -> list[Target]:
     return found
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "backend" in metafunc.fixturenames:
-        metafunc.parametrize("backend", cpu_backends())
-    if "target" in metafunc.fixturenames:
-        metafunc.parametrize("target", [Target("reference"), *targets()], ids=str)
-    if "fast_target" in metafunc.fixturenames:
-        metafunc.parametrize("fast_target", targets(), ids=str)
-
-
 WALK = pytest.StashKey[Walk]()
 
 
@@ -119,3 +110,18 @@ def key() -> dlmt.Key:
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(20230524)
+
+
+@pytest.fixture(params=cpu_backends())
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=[Target("reference"), *targets()], ids=str)
+def target(request: pytest.FixtureRequest) -> Target:
+    return request.param
+
+
+@pytest.fixture(params=targets(), ids=str)
+def fast_target(request: pytest.FixtureRequest) -> Target:
+    return request.param
