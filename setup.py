@@ -33,8 +33,7 @@ class NotBuilt(Exception):
 
 def native_module() -> Pybind11Extension:
     """`_cpu`: bits are the contract, so no contraction and no fast math; instruction sets are chosen at run time, so
-    no -march. Floating-point traps are given up: they
-    hinder vectorisation and change no result."""
+    no -march. Floating-point traps are given up: they hinder vectorisation and change no result."""
     flags = ["-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-Wall", "-Wextra"]
     links = ["-pthread"]
     if SANITIZE:
@@ -70,13 +69,13 @@ def first_error(text: str) -> str:
     return re.sub(r"/[^\s:'\"]*/", "", line)[:300]
 
 
-def run_compiler(command: list[str]) -> None:
+def run_compiler(command: list[str], **_: Any) -> None:
     """As the compiler class's `spawn`, but keeps what the compiler said: pip hides it."""
     print(shlex.join(command), flush=True)
     try:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
     except OSError as error:
-        raise NotBuilt(f"the compiler {Path(command[0]).name} cannot be run: {error.strerror}") from None
+        raise NotBuilt(f"the C++ compiler {Path(command[0]).name} cannot be run: {error.strerror}") from None
     print(done.stdout, end="", flush=True)
     if done.returncode != 0:
         raise NotBuilt(f"{Path(command[0]).name}: {first_error(done.stdout)}")
@@ -86,6 +85,7 @@ class BuildModules(build_ext):
     """Builds what can be built and records the decisions."""
 
     def run(self) -> None:
+        self.force = True  # objects of another compiler or other flags would not be what the report says
         self.report: dict[str, dict[str, Any]] = {"native": {}, "cuda": {}}
         self.report["cuda"] = {"built": False, "reason": "this version has no CUDA backend"}
         wish = switch("DLMT_NATIVE")
@@ -113,7 +113,7 @@ class BuildModules(build_ext):
     def build_native(self, extension: Pybind11Extension) -> dict[str, Any]:
         if self.compiler.compiler_type != "unix":
             raise NotBuilt(f"the native module needs GCC or Clang, not {self.compiler.compiler_type}")
-        self.compiler.spawn = run_compiler
+        self.compiler.spawn = self.compiler.call = run_compiler  # setuptools calls the one or the other
         compiler = self.check_compiler()
         self.build_extension(extension)
         return {
