@@ -187,7 +187,7 @@ def check_shape(shape: Any) -> Shape:
     """
     try:
         c, h, w = (int(n) if int(n) == n and not isinstance(n, bool) else 0 for n in shape)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         c = h = w = 0
     if min(c, h, w) < 1:
         raise ParameterError(f"shape must be (C, H, W), three positive integers, gray is (1, H, W); got {shape!r}")
@@ -223,7 +223,7 @@ def dtype_name(dtype: DTypeLike) -> str | None:
         return str(dtype).removeprefix("torch.")
     try:
         return np.dtype(dtype).name  # type: ignore[arg-type]
-    except TypeError:
+    except (TypeError, ValueError):
         raise ParameterError(f"dtype={dtype!r} is no dtype; {_PAIRS}") from None
 
 
