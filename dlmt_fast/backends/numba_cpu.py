@@ -18,7 +18,7 @@ from . import numba_inverse, numba_kernels, pool
 from .contract import Array, Bounds, Coefficients
 
 #: A thread that transforms fewer pixels than this costs more than it brings.
-LEAST_WORK = 1 << 18
+LEAST_WORK = 1 << 19
 #: Transforming in place goes through a buffer of about this size, which the processor's cache holds.
 STAGE_BYTES = 1 << 20
 _INT32 = np.iinfo(np.int32)
