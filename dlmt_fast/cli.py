@@ -35,7 +35,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 KeyFile = Annotated[Path, typer.Option("--key", help="The key file.", show_default=False)]
 MaybeKeyFile = Annotated[Path | None, typer.Option("--key", help="The key file.", show_default=False)]
 PassphraseFile = Annotated[
-    Path | None, typer.Option("--passphrase-file", help="A file whose first line is the passphrase of a sealed key.")
+    Path | None, typer.Option("--passphrase-file", help="A file that holds the passphrase of a sealed key.")
 ]
 Owner = Annotated[Path | None, typer.Option("--owner", help="The owner's folder [default: KEYFILE.stores/STORE_ID].")]
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="A folder of images, an IDX file, or a folder of those.")]
@@ -134,7 +134,7 @@ def encrypt(
         names=names,
         classes=classes,
         overwrite=overwrite,
-        workers=workers or _cpus(),
+        workers=_cpus() if workers is None else workers,
     )
     if normalize.startswith("minmax"):
         _console().print(f"{normalize}: decrypting will need the owner's folder besides the key.", highlight=False)
@@ -200,7 +200,7 @@ def demo(
     """Photographs -> key -> encrypt -> verify -> decrypt, with the measured errors and speed, and a picture."""
     from .demo import run_demo
 
-    facts = run_demo(images, output, lambda text: _console().print(text, highlight=False))
+    facts = run_demo(images, output, lambda text: _console().print(text, highlight=False, markup=False))
     if as_json:
         _report(facts, as_json, "")
 

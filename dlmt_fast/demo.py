@@ -75,8 +75,8 @@ def run_demo(images: Path | None, output: Path, say: Callable[[str], None]) -> d
     facts["picture"] = str(picture)
     say(f"picture: the originals beside the five modes in {picture}")
     say(
-        "note: larger parameters hide more from the eye and nothing from an attacker: all images share one affine map a "
-        "pixel, so whoever holds some hundred of them can undo most of it without the key (README, What it protects)"
+        "note: larger parameters hide more from the eye and nothing from an attacker: all images share one affine map "
+        "a pixel, so whoever holds some hundred of them can undo most of it without the key (README, What it protects)"
     )
     return facts
 
@@ -189,7 +189,7 @@ def _speed(photographs: NDArray[np.uint8], key: Key, say: Callable[[str], None])
             work()
             times[name].append(time.perf_counter() - start)
     copy, transform = median(times["copy"]), median(times["encrypt"])
-    facts = {
+    facts: dict[str, Any] = {
         "backend": backends.auto().name,
         "megapixels_per_second": batch.size / transform / 1e6,
         "copy_megapixels_per_second": batch.size / copy / 1e6,

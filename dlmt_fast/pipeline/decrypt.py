@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ..stores.folder import FolderWriter
 from ..stores.idx import IdxWriter
 from ..stores.publish import publish_bytes
 from .owner import OwnerFolder
-from .stored import StoredBatch, StoredImages, idx_header
+from .stored import StoredBatch, StoredImages, check_published
 from .summary import Progress, Summary, counter, no_progress
 from .target import Target
 
@@ -66,12 +67,14 @@ def decrypt_store(
             written += names
             summary.add(shard.count, published, [])
         for extra in manifest.extras:
-            publish_bytes(target.root / extra.name, (store.root / extra.name).read_bytes(), manifest.store_id)
+            target.refuse_unknown([extra.name])
+            check_published(store.root / extra.name, extra)
             written.append(extra.name)
+            publish_bytes(target.root / extra.name, (store.root / extra.name).read_bytes(), manifest.store_id)
+        target.finish(None, manifest.store_id, written)
     except BaseException:
         target.give_up(written)
         raise
-    target.finish(None, manifest.store_id, written)
     if manifest.kind == "folder" and not (owner.root / "ledger-00000.bin").exists():
         summary.notes.append(f"original names are not restored: {owner.root} has no ledger (--owner DIR)")
     summary.seconds = time.perf_counter() - started
@@ -104,6 +107,8 @@ def _decrypt_shard(
             writer.write(range(batch.position, batch.position + len(images)), outputs, images)
             names += outputs
             advance(len(images))
+        target.refuse_unknown(names)
+        target.retire_old()
         published = writer.publish()
     except BaseException:
         writer.abort()
@@ -116,7 +121,8 @@ def _writer(store: StoredImages, shard: Published, index: int, target: Target) -
     if store.manifest.kind == "folder":
         return FolderWriter(target.root, store_id, index, listed=False)
     name = target.path.name if target.single else shard.name
-    sizes = idx_header(store.root / shard.name).sizes
+    sizes = store.idx_sizes(shard)
+    target.refuse_unknown([name])
     return IdxWriter(target.root, store_id, index, name, "uint8", sizes, level=_PLAIN_GZIP_LEVEL)
 
 
@@ -135,10 +141,13 @@ def restored_names(originals: dict[str, str]) -> dict[str, str]:
     """From stored names to the original ones as PNG: `a.jpg` comes back as `a.png`, or as `a.jpg.png` where two
     originals differ in the suffix alone."""
     plain = {stored: _as_png(original) for stored, original in originals.items()}
-    counts: dict[str, int] = {}
-    for name in plain.values():
-        counts[name] = counts.get(name, 0) + 1
-    return {stored: name if counts[name] == 1 else f"{originals[stored]}.png" for stored, name in plain.items()}
+    if len(set(plain.values())) == len(plain):
+        return plain
+    counts = Counter(plain.values())
+    apart = {stored: name if counts[name] == 1 else f"{originals[stored]}.png" for stored, name in plain.items()}
+    if len(set(apart.values())) == len(apart):
+        return apart
+    return {stored: f"{original}.png" for stored, original in originals.items()}  # a.jpg, a.png and a.jpg.jpg
 
 
 def _as_png(path: str) -> str:

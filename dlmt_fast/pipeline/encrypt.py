@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,11 @@ from pathlib import Path
 from ..errors import ParameterError, StoreError
 from ..keys import Key
 from ..schemes import DLMT, Plan
-from ..stores.contract import Published, Shape, ShardSpec, ShardWriter, Source
-from ..stores.folder import FolderWriter
-from ..stores.idx import IdxSource, IdxWriter
+from ..stores.contract import Published, Shape, ShardSpec, ShardWriter, Source, Survey
+from ..stores.folder import FolderWriter, can_be_listed
+from ..stores.idx import IdxSource, IdxWriter, encode_labels
 from ..stores.manifest import Manifest
-from ..stores.publish import file_digest, publish_bytes
+from ..stores.publish import publish_bytes
 from .job import header, job_record, settle_shape
 from .open import open_source
 from .options import JobOptions
@@ -65,25 +66,27 @@ def encrypt_store(
         owner.write_record(record)
         target.begin(seal.store_id)
         shards: list[Published] = []
+        new: set[str] = set()
         try:
             count = counter(progress, sum(len(shard.samples) for shard in source.shards()))
             for shard in source.shards():
-                names = _names(source, shard, seal, options, dtype)
+                names = _names(source, shard, seal, options, dtype, survey)
+                target.refuse_unknown({*names.values(), _shard_name(target, shard)} - {""})
                 writer = _writer(source, target, seal, shard, dtype)
                 result = encrypt_shard(source, shard, names, plans, writer, options, count, target.retire_old)
                 shards.append(result.published)
+                new |= files_of_shard(target.root, source.kind, result.published)
                 _keep(owner, shard, result)
                 summary.add(len(shard.samples), result.published, result.refused)
-            extras = _copy_labels(source, target, seal) if isinstance(source, IdxSource) else ()
+            extras = _copy_labels(source, target, seal, new) if isinstance(source, IdxSource) else ()
+            sealed = seal.seal_header(header(scheme, options, dtype, shape))
+            manifest = Manifest(
+                source.kind, seal.store_id, dtype, shape, summary.outputs, tuple(shards), tuple(extras), sealed
+            )
+            target.finish(manifest, seal.store_id, new)
         except BaseException:
-            target.give_up({name for shard in shards for name in files_of_shard(target.root, source.kind, shard)})
+            target.give_up(new)
             raise
-        sealed = seal.seal_header(header(scheme, options, dtype, shape))
-        manifest = Manifest(
-            source.kind, seal.store_id, dtype, shape, summary.outputs, tuple(shards), tuple(extras), sealed
-        )
-        new = {name for shard in shards for name in files_of_shard(target.root, source.kind, shard)}
-        target.finish(manifest, seal.store_id, new | {extra.name for extra in extras})
     summary.notes += _notes(source, options)
     summary.seconds = time.perf_counter() - started
     return summary
@@ -107,7 +110,9 @@ def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, shapes: dict[Shap
     return dtype
 
 
-def _names(source: Source, shard: ShardSpec, seal: StoreSeal, options: JobOptions, dtype: str) -> dict[int, str]:
+def _names(
+    source: Source, shard: ShardSpec, seal: StoreSeal, options: JobOptions, dtype: str, survey: Survey
+) -> dict[int, str]:
     """Each sample's output name by index, in writing order. IDX files have no names and keep their order."""
     if source.kind == "idx":
         return dict.fromkeys(shard.samples, "")
@@ -115,19 +120,26 @@ def _names(source: Source, shard: ShardSpec, seal: StoreSeal, options: JobOption
     namer = Namer(
         seal, options.names == "keep", options.classes == "index", paths, ".png" if dtype == "uint8" else ".npy"
     )
+    never_written = {item.index for item in survey.refused}
     named: dict[str, int] = {}
     for index in shard.samples:
-        name = namer.name(paths[index])
+        name = seal.name(paths[index]) if index in never_written else namer.name(paths[index])
         if name in named:
             raise StoreError(f"{paths[named[name]]} and {paths[index]} would both be written as {name}")
+        if not can_be_listed(name):
+            raise StoreError(f"{paths[index]!r} cannot keep its name or class in a store; rename it")
         named[name] = index
     return {index: name for name, index in sorted(named.items())}
 
 
+def _shard_name(target: Target, shard: ShardSpec) -> str:
+    return target.path.name if target.single else shard.name
+
+
 def _writer(source: Source, target: Target, seal: StoreSeal, shard: ShardSpec, dtype: str) -> ShardWriter:
     if isinstance(source, IdxSource):
-        name = target.path.name if target.single else shard.name
-        return IdxWriter(target.root, seal.store_id, shard.index, name, dtype, source.headers[shard.index].sizes)
+        sizes = source.headers[shard.index].sizes
+        return IdxWriter(target.root, seal.store_id, shard.index, _shard_name(target, shard), dtype, sizes)
     return FolderWriter(target.root, seal.store_id, shard.index)
 
 
@@ -138,12 +150,15 @@ def _keep(owner: OwnerFolder, shard: ShardSpec, result: ShardResult) -> None:
     owner.write_journal(result.published, shard.index, len(shard.samples), len(result.refused))
 
 
-def _copy_labels(source: IdxSource, target: Target, seal: StoreSeal) -> list[Published]:
-    """Labels pass unchanged: training needs them."""
+def _copy_labels(source: IdxSource, target: Target, seal: StoreSeal, new: set[str]) -> list[Published]:
+    """Labels pass: training needs them. The name and time that gzip keeps do not."""
     copied = []
+    target.refuse_unknown(source.extras)
     for name in source.extras:
-        publish_bytes(target.root / name, (source.root / name).read_bytes(), seal.store_id)
-        copied.append(Published(name, 1, *file_digest(target.root / name)))
+        data = encode_labels(source.read_labels(name), name)
+        new.add(name)
+        publish_bytes(target.root / name, data, seal.store_id)
+        copied.append(Published(name, 1, len(data), hashlib.sha256(data).hexdigest()))
     return copied
 
 

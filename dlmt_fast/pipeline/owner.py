@@ -18,6 +18,8 @@ from ..stores.contract import Published, Refused
 from ..stores.publish import make_directories, publish_bytes
 from .seal import StoreSeal
 
+_ENTRY = {"job", "shard", "inputs", "outputs", "quarantined", "size", "output_sha256"}
+
 
 def default_folder(keyfile: Path, store_id: str) -> Path:
     """`KEYFILE.stores/STORE_ID`."""
@@ -65,8 +67,19 @@ class OwnerFolder:
             os.close(descriptor)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
-        """Fix the job record. An earlier run of the same job has left the same bytes."""
-        self._publish("job.json", canonical_json(dict(record)))
+        """Fix the job record.
+
+        Raises:
+            StoreError: the folder belongs to another job, whose ledger would be lost.
+        """
+        data = canonical_json(dict(record))
+        try:
+            found = (self.root / "job.json").read_bytes()
+        except FileNotFoundError:
+            self._publish("job.json", data)
+            return
+        if found != data:
+            raise StoreError(f"the owner's folder {self.root} belongs to another job; choose another --owner")
 
     def write_journal(self, published: Published, shard: int, inputs: int, quarantined: int) -> None:
         """The entry that counts a shard as done, with its own digest."""
@@ -106,12 +119,13 @@ class OwnerFolder:
         path = self.root / f"journal-{shard:05d}.json"
         try:
             entry = parse_json(path.read_bytes())
+            body = {name: value for name, value in entry.items() if name != "sha256"} if isinstance(entry, dict) else {}
+            digest = hashlib.sha256(canonical_json(body)).hexdigest()
         except (FileNotFoundError, NotADirectoryError):
             return None
         except ValueError:
             raise StoreDamagedError(f"{path} is damaged") from None
-        body = {name: value for name, value in entry.items() if name != "sha256"} if isinstance(entry, dict) else {}
-        if not body or entry.get("sha256") != hashlib.sha256(canonical_json(body)).hexdigest():
+        if set(body) != _ENTRY or entry["sha256"] != digest:
             raise StoreDamagedError(f"{path} is damaged: its checksum does not match")
         return body
 

@@ -16,14 +16,12 @@ from ..keys import Key
 from ..schemes import DLMT, Plan
 from ..stores.contract import Array, Published
 from ..stores.folder import Listed, read_listed, read_listing
-from ..stores.idx import Header, open_idx, read_header, read_slices
+from ..stores.idx import checked_header, read_slices
 from ..stores.manifest import read_manifest
 from ..stores.npy import decode_npy
 from ..stores.publish import file_digest
 from .seal import StoreSeal
 from .worker import Plans
-
-_DTYPES = ("uint8", "uint16", "int32", "float32", "float16")
 
 
 @dataclass(frozen=True)
@@ -74,28 +72,52 @@ class StoredImages:
     def read(self, shard: Published) -> Iterator[StoredBatch]:
         """A shard's images, every file checked against its published digest first."""
         if self.manifest.kind == "idx":
-            path = self.root / shard.name
-            if file_digest(path) != (shard.size, shard.sha256):
-                raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
-            yield from self._read_idx(path)
+            yield from self._read_idx(shard)
         else:
             for position, entry in enumerate(read_shard_listing(self.root, shard)):
                 image = decode_stored(read_listed(self.root, entry), entry, self.manifest.dtype)
+                self._check_shape(image.shape, self.root / entry.name)
                 yield StoredBatch(position, [entry.name], image[None])
 
-    def _read_idx(self, path: Path) -> Iterator[StoredBatch]:
-        header = idx_header(path)
-        dtype = np.dtype(self.manifest.dtype)
-        if header.dtype.newbyteorder("=") != dtype:
-            raise StoreDamagedError(f"{path} holds {header.dtype}, its manifest says {dtype}")
-        for start, values in read_slices(path, header):
-            yield StoredBatch(start, [""] * len(values), values.astype(dtype, copy=False))
+    def idx_sizes(self, shard: Published) -> tuple[int, ...]:
+        """The sizes (N, H, W) of an IDX shard, whose bytes and header are what manifest and listing say.
+
+        Raises:
+            StoreDamagedError: they are not.
+        """
+        path = self.root / shard.name
+        check_published(path, shard)
+        header = checked_header(path)
+        if header.dtype.newbyteorder("=") != np.dtype(self.manifest.dtype) or header.sizes[0] != shard.count:
+            raise StoreDamagedError(
+                f"{path} holds {header.sizes[0]} images of {header.dtype}, not as its manifest says"
+            )
+        self._check_shape((1, *header.sizes[1:]), path)
+        return header.sizes
+
+    def _read_idx(self, shard: Published) -> Iterator[StoredBatch]:
+        self.idx_sizes(shard)
+        path = self.root / shard.name
+        for start, values in read_slices(path, checked_header(path)):
+            yield StoredBatch(start, [""] * len(values), values.astype(self.manifest.dtype, copy=False))
+
+    def _check_shape(self, shape: tuple[int, ...], path: Path) -> None:
+        if shape[0] not in (1, 3) or self.manifest.shape not in (None, shape):
+            raise StoreDamagedError(f"{path} holds an image of shape {shape}, the manifest says {self.manifest.shape}")
 
 
-def idx_header(path: Path) -> Header:
-    """The header of a store's IDX file."""
-    with open_idx(path) as file:
-        return read_header(file, path)
+def check_published(path: Path, published: Published) -> None:
+    """Compare a file with what was published.
+
+    Raises:
+        StoreDamagedError: it is missing or altered.
+    """
+    try:
+        found = file_digest(path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise StoreDamagedError(f"{path} is missing, and the manifest names it") from None
+    if found != (published.size, published.sha256):
+        raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
 
 
 def read_shard_listing(root: Path, shard: Published) -> list[Listed]:
@@ -107,7 +129,7 @@ def read_shard_listing(root: Path, shard: Published) -> list[Listed]:
     path = root / shard.name
     try:
         digest = file_digest(path)[1]
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise StoreDamagedError(f"{path} is missing, and the manifest names it") from None
     if digest != shard.sha256:
         raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
@@ -119,16 +141,14 @@ def read_shard_listing(root: Path, shard: Published) -> list[Listed]:
 
 def decode_stored(data: bytes, entry: Listed, dtype: str) -> Array:
     """One file of a folder store as (C, H, W)."""
-    if dtype not in _DTYPES:
-        raise StoreDamagedError(f"the manifest names the dtype {dtype!r}, which no store has")
     if not entry.name.endswith(".png"):
         return decode_npy(data, np.dtype(dtype), entry.name)
     try:
         with PIL.Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            pixels = np.array(image)
+            mode, pixels = image.mode, np.array(image)
     except Exception as error:  # noqa: BLE001  the plugin raises almost anything on damaged content
         raise StoreDamagedError(f"{entry.name} is no PNG file ({type(error).__name__})") from None
-    if pixels.dtype != np.uint8 or dtype != "uint8" or pixels.ndim not in (2, 3):
+    if mode not in ("L", "RGB") or dtype != "uint8":
         raise StoreDamagedError(f"{entry.name} is not a PNG file of this store")
     return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 

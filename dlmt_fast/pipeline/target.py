@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from pathlib import Path
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 from ..errors import StoreError, UsageError
 from ..stores.contract import Published
@@ -30,6 +32,9 @@ class Target:
         self._marker = path.with_name(f".{path.name}{_MARKER}") if single else path / _MARKER
         self._made: list[Path] = []
         self._old: set[str] = set()
+        self._publishes_manifest = False
+        if single and path.is_dir():
+            raise UsageError(f"{path} is a folder, and an IDX file goes to a file; name the file in it")
         self._refuse_overlap(source)
         self._refuse_running()
         if self._taken():
@@ -37,17 +42,35 @@ class Target:
 
     def begin(self, store_id: str) -> None:
         """Make the folder and its marker, exclusively."""
-        self._made = make_directories(self.root, self._ops)
+        self._made = [p for p in (self.root, *self.root.parents) if not p.exists()]
         try:
+            make_directories(self.root, self._ops)
             descriptor = self._ops.create(self._marker)
         except FileExistsError:
             self._refuse_running()
             raise
+        except BaseException:
+            self._remove_empty(self._made)
+            raise
         try:
-            self._ops.write(descriptor, store_id.encode("ascii"))
-            self._ops.fsync(descriptor)
-        finally:
-            self._ops.close(descriptor)
+            try:
+                self._ops.write(descriptor, store_id.encode("ascii"))
+                self._ops.fsync(descriptor)
+            finally:
+                self._ops.close(descriptor)
+        except BaseException:
+            self.give_up(())
+            raise
+
+    def refuse_unknown(self, names: Iterable[str]) -> None:
+        """Refuse to write over files that the old store does not name.
+
+        Raises:
+            StoreError: there is one.
+        """
+        unknown = [name for name in names if name not in self._old and os.path.lexists(self.root / name)]
+        if unknown:
+            raise StoreError(f"{self.root / unknown[0]} is in the way and no file of the old store; move it elsewhere")
 
     def retire_old(self) -> None:
         """Remove the manifest of a store that is being replaced: from now on it reads as unfinished."""
@@ -56,11 +79,15 @@ class Target:
             self._ops.fsync_directory(self.root)
 
     def finish(self, manifest: Manifest | None, store_id: str, new: Iterable[str]) -> None:
-        """Publish the manifest (a decrypted target has none), remove what the old store had beside it, unmark."""
-        if manifest is not None:
-            publish_bytes(self.manifest, manifest.encode(), store_id, ops=self._ops)
-        for name in self._old - set(new):
+        """Remove what the old store had beside the new files, publish the manifest (a decrypted target has none),
+        unmark."""
+        old = self._old - set(new)
+        for name in old:
             self._ops.unlink(self.root / name)
+        self._remove_empty({self.root / folder for name in old for folder in PurePosixPath(name).parents[:-1]})
+        if manifest is not None:
+            self._publishes_manifest = True
+            publish_bytes(self.manifest, manifest.encode(), store_id, ops=self._ops)
         self._ops.unlink(self._marker)
         self._ops.fsync_directory(self.root)
 
@@ -68,12 +95,18 @@ class Target:
         """After a failure: remove what this job published, its marker, and the folders that it made."""
         for name in published:
             self._ops.unlink(self.root / name)
+        if self._publishes_manifest:
+            self._ops.unlink(self.manifest)
         self._ops.unlink(self._marker)
         if not self.single and self.root.is_dir():
-            for folder in sorted((p for p in self.root.rglob("*") if p.is_dir()), reverse=True):
-                _remove_if_empty(folder)
-        for folder in reversed(self._made):
-            _remove_if_empty(folder)
+            self._remove_empty(p for p in self.root.rglob("*") if p.is_dir())
+        self._remove_empty(self._made)
+
+    @staticmethod
+    def _remove_empty(folders: Iterable[Path]) -> None:
+        for folder in sorted(folders, reverse=True):  # a folder comes after those in it
+            with suppress(OSError):  # not empty, or gone already: either is fine when cleaning up
+                folder.rmdir()
 
     def _refuse_overlap(self, source: Path) -> None:
         here, there = self.path.resolve(), source.resolve()
@@ -117,10 +150,3 @@ def files_of_shard(root: Path, kind: str, shard: Published) -> set[str]:
     path = root / shard.name
     listed = read_listing(path.read_bytes(), str(path)) if kind == "folder" and path.exists() else []
     return {shard.name} | {entry.name for entry in listed}
-
-
-def _remove_if_empty(folder: Path) -> None:
-    try:
-        folder.rmdir()
-    except OSError:  # not empty, or gone already: either is fine when cleaning up
-        return

@@ -15,9 +15,8 @@ from ..keys import Key
 from ..stores.contract import Published
 from ..stores.folder import read_listed
 from ..stores.manifest import Manifest, read_manifest
-from ..stores.publish import file_digest
 from .owner import OwnerFolder
-from .stored import StoredImages, read_shard_listing
+from .stored import StoredImages, check_published, read_shard_listing
 from .summary import Progress, Summary, counter, no_progress
 from .target import files_of
 
@@ -49,7 +48,7 @@ def verify_store(
         _verify_shard(root, manifest, shard, advance)
         summary.add(shard.count, shard, [])
     for extra in manifest.extras:
-        _verify_file(root, extra)
+        check_published(root / extra.name, extra)
     if path.is_dir():
         _refuse_extra(path, manifest)
     if key is not None:
@@ -60,22 +59,12 @@ def verify_store(
 
 def _verify_shard(root: Path, manifest: Manifest, shard: Published, advance: Callable[[int], None]) -> None:
     if manifest.kind == "idx":
-        _verify_file(root, shard)
+        check_published(root / shard.name, shard)
         advance(shard.count)
         return
     for entry in read_shard_listing(root, shard):
         read_listed(root, entry)
         advance(1)
-
-
-def _verify_file(root: Path, published: Published) -> None:
-    path = root / published.name
-    try:
-        found = file_digest(path)
-    except FileNotFoundError:
-        raise StoreDamagedError(f"{path} is missing, and the manifest names it") from None
-    if found != (published.size, published.sha256):
-        raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
 
 
 def _refuse_extra(path: Path, manifest: Manifest) -> None:

@@ -7,7 +7,9 @@ pixels happen only where `channels` asks for them; the rest is refused.
 
 from __future__ import annotations
 
+import errno
 import io
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +30,18 @@ _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "MPO")
 _GRAY, _COLOUR = {"1", "L", "LA", "La"}, {"RGB", "P", "PA", "RGBA", "RGBa", "RGBX"}
 _ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 _CONVERTED = {"CMYK", "YCbCr"}
+_SIXTEEN = re.compile("(?<!BGR);16")  # BGR;16 is BMP's 5, 6 and 5 bits
 _ORIENTATION = 0x0112
+_TRANSPOSED = {  # by EXIF orientation
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+_DECODER_ERRNO = {None, errno.EINVAL, errno.EOVERFLOW}  # of an OSError that content causes, such as an absurd offset
 _BOMB = f"it claims more than {PIL.Image.MAX_IMAGE_PIXELS} pixels, as a decompression bomb does"
 
 
@@ -72,7 +85,9 @@ def _guarded(work: Callable[[], T]) -> T:
         raise ImageError("the content is no PNG, JPEG, BMP, TIFF or WebP image") from None
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning):
         raise ImageError(_BOMB) from None
-    except Exception as error:  # noqa: BLE001  image plugins raise almost anything on damaged content
+    except Exception as error:  # image plugins raise almost anything on damaged content
+        if isinstance(error, OSError) and error.errno not in _DECODER_ERRNO:
+            raise  # the disk failed, not the image
         raise ImageError(f"it cannot be decoded ({type(error).__name__}: {error})") from None
 
 
@@ -86,7 +101,7 @@ def _open(file: Any) -> PIL.Image.Image:
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photograph with previews behind it
         raise ImageError(f"it holds {image.n_frames} frames; split it into single images")  # type: ignore[attr-defined]
     raw_modes = [str(tile[3]) for tile in image.tile]
-    if image.mode in ("I", "F") or image.mode.startswith("I;") or any(";16" in raw for raw in raw_modes):
+    if image.mode in ("I", "F") or image.mode.startswith("I;") or any(_SIXTEEN.search(raw) for raw in raw_modes):
         raise ImageError("its samples have more than 8 bits; convert it to 8 bits a channel first")
     return image
 
@@ -102,16 +117,24 @@ def _channels(image: PIL.Image.Image, channels: int | None) -> int:
 def _probe(file: Any, channels: int | None) -> Shape:
     image = _open(file)
     width, height = image.size
-    if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+    if image.format == "TIFF":  # whose size some versions of Pillow turn already
+        width, height = (image.tag_v2[tag] for tag in (256, 257))  # type: ignore[attr-defined]
+    if _orientation(image) in (5, 6, 7, 8):
         width, height = height, width
     return _channels(image, channels), height, width
+
+
+def _orientation(image: PIL.Image.Image) -> Any:
+    """EXIF's orientation, 1 where there is none; reading it alone spares the writing of a turned EXIF block."""
+    return image.getexif().get(_ORIENTATION, 1)
 
 
 def _decode(data: bytes, channels: int | None, size: tuple[int, int] | None, fit: str) -> NDArray[np.uint8]:
     image = _open(io.BytesIO(data))
     mode = "L" if _channels(image, channels) == 1 else "RGB"
     image.load()
-    image = PIL.ImageOps.exif_transpose(image)
+    turn = _TRANSPOSED.get(_orientation(image))  # a loaded TIFF is turned already, and says so
+    image = image if turn is None else image.transpose(turn)
     if image.mode in _ALPHA or "transparency" in image.info:
         rgba = image.convert("RGBA")
         if rgba.getchannel("A").getextrema()[0] != 255:

@@ -86,9 +86,10 @@ class FolderSource:
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """Decode in `workers` threads (Pillow releases the GIL); at most a few batches are in memory."""
+        workers = max(1, workers)
         pending: list[tuple[int, Array]] = []
         size = 0
-        with ThreadPoolExecutor(max(1, workers), "dlmt-decode") as pool:
+        with ThreadPoolExecutor(workers, "dlmt-decode") as pool:
             for index, result in self._decoded(iter(indices), pool, workers):
                 if isinstance(result, Refused):
                     yield result
@@ -134,8 +135,8 @@ class FolderSource:
             folders[:] = visible
             for name in visible:
                 real = os.path.realpath(os.path.join(folder, name))
-                if os.path.islink(os.path.join(folder, name)) and real in seen:
-                    raise StoreError(f"{os.path.join(folder, name)} links back to a folder that is read already")
+                if real in seen:
+                    raise StoreError(f"{os.path.join(folder, name)} is read already: a link leads there as well")
                 seen.add(real)
             for name in files:
                 if name.startswith("."):
@@ -191,7 +192,8 @@ class FolderWriter:
         lines = [f"{digest} {size} {name}\n" for name, (_, size, digest) in sorted(self._files.items())]
         listing = "".join(lines).encode("utf-8")
         if self._listed:
-            publish_bytes(self._root / listing_name(self._shard), listing, self._store_id, self._shard, self._ops)
+            self._renamed.append(self._root / listing_name(self._shard))
+            publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
         digest = hashlib.sha256(listing).hexdigest()
         return Published(
             listing_name(self._shard), len(self._files), sum(size for _, size, _ in self._files.values()), digest
@@ -245,7 +247,7 @@ def read_listed(root: Path, entry: Listed) -> bytes:
     path = root / entry.name
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise StoreDamagedError(f"{path} is missing, and the store's listing names it") from None
     if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
         raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
@@ -254,7 +256,12 @@ def read_listed(root: Path, entry: Listed) -> bytes:
 
 def _safe(name: str) -> bool:
     parts = name.split("/")
-    return bool(name) and "\\" not in name and "\0" not in name and all(p not in ("", ".", "..") for p in parts)
+    return not set(name) & {"\\", "\0", "\n"} and all(p not in ("", ".", "..") for p in parts)
+
+
+def can_be_listed(name: str) -> bool:
+    """Whether a listing can hold a relative name, and the name is none of the store's own."""
+    return _safe(name) and not name.startswith(("dlmt-store.json", "dlmt-shard-"))
 
 
 def _batch(pending: list[tuple[int, Array]]) -> Batch:

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ import numpy as np
 
 from ..errors import StoreDamagedError, StoreError
 from .contract import Array, Batch, FileStamp, Published, Refused, ShardSpec, Survey
+from .gzipped import pack
 from .publish import OS, FileOps, file_digest, temporary_name
 
 _TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4")}
@@ -28,6 +30,7 @@ _CODES = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
 _IMAGES = re.compile(r"[-_.]idx3[-_.]ubyte(\.gz)?$")
 _LABELS = re.compile(r"[-_.]idx1[-_.]ubyte(\.gz)?$")
 SLICE_BYTES = 4 << 20
+_GZIP_RATIO = 1040  # deflate cannot shrink further
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,45 @@ def read_header(file: IO[bytes], path: Path) -> Header:
     return Header(_TYPES[head[2]], sizes)
 
 
+def checked_header(path: Path) -> Header:
+    """The header of an IDX file that is long enough for what its header says, as far as that shows without reading.
+
+    Raises:
+        StoreDamagedError: it is no IDX file of images, or certainly truncated.
+    """
+    with open_idx(path) as file:
+        header = read_header(file, path)
+        ratio = _GZIP_RATIO if isinstance(file, io.BufferedReader) and isinstance(file.raw, gzip.GzipFile) else 1
+    if header.data_start + header.data_bytes > ratio * path.stat().st_size:
+        raise StoreDamagedError(f"{path} is truncated: its header claims {header.data_bytes} bytes of values")
+    return header
+
+
+def read_labels(path: Path) -> bytes:
+    """The decompressed bytes of a labels file, checked: one axis of bytes, as many as the header says.
+
+    Raises:
+        StoreDamagedError: it is none, or shorter or longer than its header says.
+    """
+    with open_idx(path) as file, _own_errors(path):
+        head = file.read(8)
+        if len(head) < 8 or head[:4] != b"\0\0\x08\x01":
+            raise StoreDamagedError(f"{path} is not an IDX file of labels (type 0x08, one axis)")
+        labels = _read_exactly(file, struct.unpack(">I", head[4:])[0] + 1)
+    if len(labels) != struct.unpack(">I", head[4:])[0]:
+        raise StoreDamagedError(f"{path} does not hold as many labels as its header says")
+    return head + labels
+
+
+def encode_labels(data: bytes, name: str) -> bytes:
+    """The file that holds checked labels: gzip without name and time where `name` ends in .gz."""
+    if not name.endswith(".gz"):
+        return data
+    parts: list[bytes] = []
+    pack([data], parts.append, level=0)
+    return b"".join(parts)
+
+
 def read_slices(path: Path, header: Header) -> Iterator[tuple[int, Array]]:
     """(first image, values (n, 1, H, W)) over the whole file; nothing is allocated from the header's word alone.
 
@@ -157,8 +199,7 @@ class IdxSource:
         self._starts = np.cumsum([0] + [header.sizes[0] for header in self.headers]).tolist()
 
     def _header(self, name: str) -> Header:
-        with open_idx(self.root / name) as file:
-            header = read_header(file, self.root / name)
+        header = checked_header(self.root / name)
         if header.dtype != np.uint8:
             raise StoreError(f"{self.root / name} holds {header.dtype} values; images to transform are uint8 (0x08)")
         return header
@@ -171,6 +212,14 @@ class IdxSource:
     def stamps(self) -> list[FileStamp]:
         return self._stamps
 
+    def read_labels(self, name: str) -> bytes:
+        """The decompressed bytes of one of `extras`."""
+        self._check_unchanged(name)
+        return read_labels(self.root / name)
+
+    def _check_unchanged(self, name: str) -> None:
+        next(stamp for stamp in self._stamps if stamp.path == name).check_unchanged(self.root)
+
     def survey(self) -> Survey:
         survey = Survey()
         for name, header in zip(self.images, self.headers, strict=True):
@@ -181,15 +230,20 @@ class IdxSource:
         return [ShardSpec(i, name, range(self._starts[i], self._starts[i + 1])) for i, name in enumerate(self.images)]
 
     def path_of(self, index: int) -> str:
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        shard = self._shard_of(index)
         return f"{self.images[shard]}#{index - self._starts[shard]}"
+
+    def _shard_of(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """One shard's images in slices; `indices` is that shard's range."""
-        shard = self._starts.index(indices[0]) if indices else 0
+        if not indices:
+            return
+        shard = self._shard_of(indices[0])
         path = self.root / self.images[shard]
-        next(stamp for stamp in self._stamps if stamp.path == path.name).check_unchanged(self.root)
-        for start, images in read_slices(path, self.headers[shard]) if indices else ():
+        self._check_unchanged(path.name)
+        for start, images in read_slices(path, self.headers[shard]):
             first = self._starts[shard] + start
             yield Batch(range(first, first + len(images)), images)
 
@@ -214,44 +268,56 @@ class IdxWriter:
         self._header = Header(_TYPES[_CODES[dtype]], sizes)
         self._temporary = root / temporary_name(store_id, shard)
         self._packed = root / temporary_name(store_id, shard)
+        self._renamed: Path | None = None
+        self._written = 0
         self._descriptor: int | None = ops.create(self._temporary)
-        self._write_at(0, struct.pack(">BBBB3I", 0, 0, _CODES[dtype], 3, *sizes))
-        os.ftruncate(self._descriptor, self._header.data_start + self._header.data_bytes)
+        try:
+            self._write_at(0, struct.pack(">BBBB3I", 0, 0, _CODES[dtype], 3, *sizes))
+            ops.truncate(self._descriptor, self._header.data_start + self._header.data_bytes)
+        except BaseException:
+            self.abort()
+            raise
 
     def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None:
         """Values (n, 1, H, W) at `positions`, a run of consecutive places within the shard."""
         values = np.ascontiguousarray(images.astype(self._header.dtype, copy=False))
         self._write_at(self._header.data_start + positions[0] * self._header.item_bytes, values.data.cast("B"))
+        self._written += len(values)
 
     def publish(self) -> Published:
         assert self._descriptor is not None
+        if self._written != self._header.sizes[0]:
+            raise StoreError(f"{self._name}: {self._written} of {self._header.sizes[0]} images came to be written")
         if self._name.endswith(".gz"):
             self._pack()
         self._ops.fsync(self._descriptor)
         self._close()
         size, digest = file_digest(self._temporary)
         self._ops.rename(self._temporary, self._root / self._name)
+        self._renamed = self._root / self._name
         self._ops.fsync_directory(self._root)
         return Published(self._name, self._header.sizes[0], size, digest)
 
     def abort(self) -> None:
-        self._close()
-        self._ops.unlink(self._temporary)
-        self._ops.unlink(self._packed)
+        try:
+            self._close()
+        finally:
+            for path in (self._temporary, self._packed, self._renamed):
+                if path is not None:
+                    self._ops.unlink(path)
 
     def _pack(self) -> None:
-        """gzip without name and time. Level 0 stores: transformed pixels do not shrink, and sizes tell nothing."""
-        packed = self._ops.create(self._packed)
-        with (
-            open(self._temporary, "rb") as plain,
-            os.fdopen(os.dup(packed), "wb") as raw,
-            gzip.GzipFile(filename="", mode="wb", compresslevel=self._level, fileobj=raw, mtime=0) as file,
-        ):
-            while chunk := plain.read(1 << 20):
-                file.write(chunk)
-        self._close()
+        """Compress the finished temporary into another one. Level 0: transformed pixels do not shrink anyway."""
+        assert self._descriptor is not None
+        plain, self._descriptor = self._descriptor, self._ops.create(self._packed)
+        try:
+            os.lseek(plain, 0, os.SEEK_SET)
+            chunks = iter(lambda: os.read(plain, 1 << 20), b"")
+            pack(chunks, partial(self._ops.write, self._descriptor), self._level)
+        finally:
+            self._ops.close(plain)
         self._ops.unlink(self._temporary)
-        self._temporary, self._descriptor = self._packed, packed
+        self._temporary = self._packed
 
     def _write_at(self, offset: int, data: bytes | memoryview) -> None:
         assert self._descriptor is not None

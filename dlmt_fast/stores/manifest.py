@@ -23,6 +23,7 @@ FORMAT = "dlmt-store"
 VERSION = 1
 NAME = "dlmt-store.json"
 KINDS = ("folder", "idx")
+DTYPES = ("uint8", "uint16", "int32", "float32", "float16")
 MAX_BYTES = 256 << 20
 _FIELDS = {"format", "version", "kind", "store_id", "dtype", "shape", "count", "shards", "extras", "sealed", "sha256"}
 _STORE_ID = re.compile(r"[0-9a-f]{32}")
@@ -94,7 +95,7 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
     shape = document["shape"]
     if not (shape is None or (_integers(shape) and len(shape) == 3 and min(shape) >= 1)):
         _damaged(path, "the shape is not (C, H, W)")
-    if not _integers([document["count"]]) or document["kind"] not in KINDS or not isinstance(document["dtype"], str):
+    if not _integers([document["count"]]) or document["kind"] not in KINDS or document["dtype"] not in DTYPES:
         _damaged(path, "kind, dtype or count is malformed")
     if not isinstance(document["store_id"], str) or not _STORE_ID.fullmatch(document["store_id"]):
         _damaged(path, "the store id is malformed")

@@ -28,6 +28,9 @@ class FileOps:
         while view:
             view = view[os.write(descriptor, view) :]
 
+    def truncate(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
+
     def fsync(self, descriptor: int) -> None:
         os.fsync(descriptor)
 
