@@ -24,7 +24,7 @@ _BACK = {"CHW": (0, 1, 2, 3), "HWC": (0, 3, 1, 2)}  # from N + order to NCHW
 class Images:
     """A checked batch. `array` is a view of the caller's memory with axes (N, C, H, W) and any strides.
 
-    `order` is "CHW" or "HWC" where every image lies in memory without gaps in that order, else "".
+    `order` is "CHW" or "HWC" where every image lies in memory without gaps in that order, aligned, else "".
     """
 
     array: Array
@@ -86,7 +86,9 @@ def is_tensor(value: Any) -> bool:
 
 
 def memory_order(array: Array) -> str:
-    """ "CHW" or "HWC" where each image of (N, C, H, W) is dense in that order, else ""."""
+    """ "CHW" or "HWC" where each image of (N, C, H, W) is dense in that order and its values are aligned, else ""."""
+    if not array.flags.aligned:
+        return ""
     sizes = array.shape[1:]
     for order in ("CHW", "HWC"):
         expected = array.itemsize
@@ -102,6 +104,8 @@ def memory_order(array: Array) -> str:
 
 def allocate(like: Images, dtype: str, plan_shape: Shape) -> Images:
     """Uninitialised memory for the result, lying in memory as `like` does."""
+    if like.kind == "numpy" and dtype == "bfloat16":
+        raise _no_bfloat16("images")
     order = like.order or ("HWC" if abs(like.array.strides[1]) < abs(like.array.strides[3]) else "CHW")
     if like.kind == "torch":
         import torch
@@ -135,10 +139,14 @@ def _from_numpy(array: Array, role: str, dtype: str) -> Array:
     if isinstance(array, np.ma.MaskedArray):
         raise InputTypeError(f"{role} is a masked array, whose mask would be ignored; pass array.filled(value)")
     if dtype == "bfloat16":
-        raise InputTypeError(f"{role}: NumPy has no bfloat16; use torch tensors, or a plan with float32 or float16")
+        raise _no_bfloat16(role)
     if array.dtype != STORAGE[dtype]:
         raise wrong_dtype(role, dtype, str(array.dtype))
     return array.view(np.ndarray)
+
+
+def _no_bfloat16(role: str) -> InputTypeError:
+    return InputTypeError(f"{role}: NumPy has no bfloat16; use torch tensors, or a plan with float32 or float16")
 
 
 def _from_torch(tensor: Any, role: str, dtype: str) -> Array:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import Images, adopt, allocate, to_caller
+from .arrays import Images, adopt, allocate, is_tensor, to_caller
 from .backends.contract import Array, Bounds
 from .errors import DecryptError, InputShapeError, InputTypeError, ParameterError
 from .schemes.plan import Plan
@@ -121,8 +121,8 @@ def _target(out: Any, images: Images, dtype: str, plan: Plan) -> Images:
         raise InputTypeError(f"out must be of the same kind as the images, got {target.kind} for {images.kind}")
     if target.shape != images.shape:
         raise InputShapeError(f"out has shape {target.shape}, the images {images.shape}; they must be equal")
-    if not target.array.flags.writeable or 0 in _real_strides(target.array):
-        raise InputTypeError("out cannot be written: it is read-only, or an expanded view whose elements share memory")
+    if not target.array.flags.writeable or _overlaps_itself(target.array):
+        raise InputTypeError("out cannot be written: it is read-only, or a view whose elements share memory")
     a, b = target.array, images.array
     same = a.dtype == b.dtype and a.strides == b.strides and a.ctypes.data == b.ctypes.data
     if not same and np.may_share_memory(a, b) and np.shares_memory(a, b):
@@ -130,8 +130,16 @@ def _target(out: Any, images: Images, dtype: str, plan: Plan) -> Images:
     return target
 
 
-def _real_strides(array: Array) -> list[int]:
-    return [stride for stride, size in zip(array.strides, array.shape, strict=True) if size > 1]
+def _overlaps_itself(array: Array) -> bool:
+    """Whether elements share memory, as in expanded and sliding-window views. Slices of an array never do: each of
+    their strides passes over all that the smaller ones reach."""
+    reach = array.itemsize
+    strides = (abs(stride) for stride in array.strides)
+    for stride, size in sorted(pair for pair in zip(strides, array.shape, strict=True) if pair[1] > 1):
+        if stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
 
 
 def _threads(threads: int | None) -> int:
@@ -196,9 +204,13 @@ def _given_bounds(bounds: Any, plan: Plan, images: Images) -> Bounds | None:
                 "y, bounds = encrypt(..., return_bounds=True), then decrypt(y, plan, bounds=bounds)"
             )
         return None
-    array = bounds.numpy() if type(bounds).__module__.startswith("torch") else bounds
+    array = bounds
+    if is_tensor(bounds):
+        import torch
+
+        array = bounds.numpy() if bounds.device.type == "cpu" and bounds.dtype == torch.int32 else None
     if not isinstance(array, np.ndarray) or array.dtype != np.int32:
-        raise InputTypeError("bounds must be an int32 array as encrypt(..., return_bounds=True) gives")
+        raise InputTypeError("bounds must be an int32 array in main memory, as encrypt(..., return_bounds=True) gives")
     full = _bounds_shape(plan, images.count)
     expected = (full if plan.normalize == "minmax_channel" else (full[0], 2))[0 if images.batched else 1 :]
     if array.shape != expected:
