@@ -26,7 +26,7 @@ from .contract import Shape
 T = TypeVar("T")
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".tif", ".tiff", ".webp"})
-_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "MPO")
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP")  # "JPEG" opens MPO too, which is registered nowhere
 _GRAY, _COLOUR = {"1", "L", "LA", "La"}, {"RGB", "P", "PA", "RGBA", "RGBa", "RGBX"}
 _ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 _CONVERTED = {"CMYK", "YCbCr"}
