@@ -38,7 +38,8 @@ def native_module() -> Pybind11Extension:
     links = ["-pthread"]
     if SANITIZE:
         sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-        flags += [*sanitizers, "-g", "-O1", "-fno-omit-frame-pointer"]
+        # Python's own -fwrapv would define, and so hide, signed overflow.
+        flags += [*sanitizers, "-g", "-O1", "-fno-omit-frame-pointer", "-fno-wrapv"]
         links += sanitizers
     return Pybind11Extension(
         "dlmt_fast._cpu",

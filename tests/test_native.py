@@ -77,7 +77,8 @@ def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str
     """A fresh interpreter that sees the same dlmt_fast."""
     path = str(Path(dlmt.__file__).resolve().parents[1])
     env = {**os.environ, "PYTHONPATH": path, **environment}
-    return subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=120)
+    command = [sys.executable, "-c", code]  # -c puts the working directory first on the path
+    return subprocess.run(command, env=env, cwd=path, capture_output=True, text=True, timeout=120)
 
 
 # ---- levels
