@@ -46,14 +46,14 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
             dtype = "float32"
         self._key, self._scheme = key, scheme
         self._options: dict[str, Any] = {"normalize": normalize, "dtype": dtype, "mean": mean, "std": std}
-        self._selected = transform_inputs
+        self._selected = _checked_choice(transform_inputs)
         self._plans: dict[tuple[int, ...], Plan] = {}
-        channels = max(len(v) if isinstance(v, Sized) else 1 for v in (mean, std))
+        channels = max(len(v) if isinstance(v, Sized) and getattr(v, "ndim", 1) != 0 else 1 for v in (mean, std))
         self._dtype = self._new_plan((channels, 1, 1)).dtype  # refuses what can never work before an image comes
 
     def forward(self, *inputs: Any) -> Any:
         """Transform every image of the sample; boxes, masks, labels and other dtypes pass."""
-        sample = inputs if len(inputs) > 1 else inputs[0]
+        sample = inputs[0] if len(inputs) == 1 else inputs
         leaves, structure = tree_flatten(sample)
         selected = self._select(leaves)
         if not any(selected):
@@ -80,23 +80,31 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
             if len(chosen) != len(leaves):
                 raise ParameterError(f"transform_inputs gave {len(chosen)} answers for {len(leaves)} inputs")
             return chosen
+        for index in self._selected:
+            if index >= len(leaves):
+                raise ParameterError(f"transform_inputs has the index {index}, but the sample has {len(leaves)} inputs")
         return [i in self._selected for i in range(len(leaves))]
 
     def _is_image(self, leaf: Any) -> bool:
-        if isinstance(leaf, tv_tensors.Image):
-            return True
-        if isinstance(leaf, PIL.Image.Image):
-            if leaf.mode not in _PIL_MODES:
-                raise InputTypeError(
-                    f'PIL images must be in mode L or RGB, got {leaf.mode!r}; convert with image.convert("RGB")'
-                )
+        if isinstance(
+            leaf, (tv_tensors.Image, tv_tensors.Video, PIL.Image.Image)
+        ):  # `_apply` refuses what it cannot do
             return True
         if type(leaf) is not torch.Tensor or leaf.ndim not in (3, 4) or leaf.shape[-3] not in (1, 3):
             return False
         return bool(leaf.dtype == getattr(torch, self._expected()))
 
     def _apply(self, image: Any) -> Any:
-        tensor = F.pil_to_tensor(image) if isinstance(image, PIL.Image.Image) else image
+        if isinstance(image, PIL.Image.Image):
+            if image.mode not in _PIL_MODES:
+                raise InputTypeError(
+                    f'PIL images must be in mode L or RGB, got {image.mode!r}; convert with image.convert("RGB")'
+                )
+            tensor = F.pil_to_tensor(image)
+        elif isinstance(image, torch.Tensor) and not isinstance(image, tv_tensors.Video):
+            tensor = image
+        else:
+            raise InputTypeError(f"images must be tv_tensors.Image, PIL images or tensors, got {type(image).__name__}")
         wrapped = type(image) is not torch.Tensor
         shape = tuple(tensor.shape[-3:])
         if tensor.ndim not in (3, 4):
@@ -126,6 +134,19 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
         return self.__dict__ | {"_plans": {}}  # a child makes its plans anew; they are larger than the key
 
 
+def _checked_choice(
+    choice: Sequence[int] | Callable[[list[Any]], list[bool]] | None,
+) -> tuple[int, ...] | Callable[[list[Any]], list[bool]] | None:
+    """`transform_inputs`; a negative index or a list of booleans would leave an image as it is without a word."""
+    if choice is None or callable(choice):
+        return choice
+    if not isinstance(choice, Sequence) or any(type(index) is not int or index < 0 for index in choice):
+        raise ParameterError(
+            f"transform_inputs must be indices from 0 into the flattened sample, or a function; got {choice!r}"
+        )
+    return tuple(choice)
+
+
 class Encrypt(_KeyTransform):
     """Transform every image of a sample with a key.
 
@@ -142,7 +163,7 @@ class Encrypt(_KeyTransform):
     channels. PIL images come back as tv_tensors.Image.
 
     Raises:
-        InputTypeError: a sample without an image, or a PIL image in another mode.
+        InputTypeError: a sample without an image, a PIL image in another mode, or a tv_tensors.Video.
     """
 
     def _expected(self) -> str:

@@ -1,0 +1,377 @@
+"""The torchvision transforms: every image of a sample is transformed, or the call raises."""
+
+from __future__ import annotations
+
+import copy
+import io
+import pickle
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dlmt_fast as dlmt
+from dlmt_fast.errors import DecryptError, InputTypeError, ParameterError, SecretExportError
+
+torch = pytest.importorskip("torch")
+tv_tensors = pytest.importorskip("torchvision.tv_tensors")
+
+import PIL.Image  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+from torchvision.datasets import FakeData  # noqa: E402
+from torchvision.transforms import v2  # noqa: E402
+
+from dlmt_fast.transforms import Decrypt, Encrypt  # noqa: E402
+
+SCHEME = dlmt.DLMT("mat_mmt")
+SHAPE = (3, 8, 10)
+
+
+def pixels(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, shape or SHAPE, np.uint8))
+
+
+def picture(mode: str = "RGB") -> PIL.Image.Image:
+    return PIL.Image.fromarray(pixels(8, 10, 3).numpy()).convert(mode)
+
+
+def expected(images: torch.Tensor, key: dlmt.Key, **options: Any) -> torch.Tensor:
+    plan = SCHEME.plan(key, tuple(images.shape[-3:]), **{"dtype": "float32", **options})
+    return dlmt.encrypt(images, plan, backend="reference")
+
+
+# --- one image -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 10), (1, 8, 10), (4, 3, 8, 10), (2, 1, 8, 10), (0, 3, 8, 10)])
+@pytest.mark.parametrize("wrapped", [False, True], ids=["tensor", "tv_tensor"])
+def test_tensors(wrapped: bool, shape: tuple[int, ...], key: dlmt.Key) -> None:
+    images = pixels(*shape)
+    before = images.clone()
+    y = Encrypt(key, SCHEME)(tv_tensors.Image(images) if wrapped else images)
+    assert type(y) is (tv_tensors.Image if wrapped else torch.Tensor)
+    assert y.dtype == torch.float32
+    assert torch.equal(torch.as_tensor(y), expected(images, key))
+    assert torch.equal(images, before)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_pil_images(mode: str, key: dlmt.Key) -> None:
+    image = picture(mode)
+    array = np.asarray(image)
+    tensor = torch.from_numpy(array.reshape(8, 10, -1).transpose(2, 0, 1).copy())
+    y = Encrypt(key, SCHEME)(image)
+    assert type(y) is tv_tensors.Image
+    assert torch.equal(y.as_subclass(torch.Tensor), expected(tensor, key))
+    assert np.array_equal(np.asarray(image), array)
+
+
+@pytest.mark.parametrize("mode", ["P", "I", "F", "1", "CMYK", "RGBA", "LA", "YCbCr", "HSV"])
+@pytest.mark.parametrize("transform_inputs", [None, [0]])
+def test_pil_images_in_other_modes_raise(mode: str, transform_inputs: Any, key: dlmt.Key) -> None:
+    image = PIL.Image.new(mode, (10, 8))
+    with pytest.raises(InputTypeError, match=f"mode L or RGB, got '{mode}'"):
+        Encrypt(key, SCHEME, transform_inputs=transform_inputs)((image, 5))
+
+
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        ({"normalize": "none"}, torch.int32),
+        ({"normalize": "none", "dtype": "narrowest"}, torch.uint16),
+        ({"dtype": "uint8"}, torch.uint8),
+        ({"normalize": "minmax", "dtype": torch.uint8}, torch.uint8),
+        ({"normalize": "minmax_channel"}, torch.float32),
+        ({"dtype": torch.float16}, torch.float16),
+        ({"dtype": "bfloat16", "mean": 0.5, "std": 0.25}, torch.bfloat16),
+        ({"mean": (0.4, 0.5, 0.6), "std": torch.tensor(0.25)}, torch.float32),
+        ({"mean": np.array(0.5), "std": np.array([0.2, 0.3, 0.4])}, torch.float32),
+    ],
+    ids=str,
+)
+def test_options(options: dict[str, Any], dtype: torch.dtype, key: dlmt.Key) -> None:
+    images = pixels(4, *SHAPE)
+    y = Encrypt(key, SCHEME, **options)(images)
+    assert y.dtype == dtype
+    assert torch.equal(
+        y, expected(images, key, **({"dtype": None} | options if "none" in options.values() else options))
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"normalize": "other"},
+        {"dtype": "float64"},
+        {"normalize": "none", "dtype": "uint8"},
+        {"dtype": "uint8", "mean": 0.5},
+        {"std": 0.0},
+        {"mean": (1, 2), "std": (1, 2, 3)},
+        {"dtype": "float16", "std": 1e-6},
+    ],
+    ids=str,
+)
+def test_impossible_options_raise_before_an_image_comes(options: dict[str, Any], key: dlmt.Key) -> None:
+    for transform in (Encrypt, Decrypt):
+        with pytest.raises(ParameterError):
+            transform(key, SCHEME, **options)
+
+
+@pytest.mark.parametrize("options", [{"normalize": "none"}, {"normalize": "none", "dtype": "narrowest"}, {}], ids=str)
+def test_decrypt_is_the_inverse(options: dict[str, Any], key: dlmt.Key) -> None:
+    images = pixels(4, *SHAPE)
+    there, back = Encrypt(key, SCHEME, **options), Decrypt(key, SCHEME, **options)
+    assert torch.equal(back(there(images)), images)
+    sample = back(there({"image": picture(), "label": 3}))
+    assert torch.equal(sample["image"].as_subclass(torch.Tensor), v2.functional.pil_to_tensor(picture()))
+    assert sample["label"] == 3
+
+
+def test_decrypt_refuses_what_it_cannot_do(key: dlmt.Key) -> None:
+    for normalize in ("minmax", "minmax_channel"):
+        with pytest.raises(ParameterError, match=r"use dlmt_fast\.decrypt"):
+            Decrypt(key, SCHEME, normalize)
+    y = Encrypt(key, SCHEME, "none")(pixels())
+    with pytest.raises(DecryptError):
+        Decrypt(dlmt.Key(bytes(32)), SCHEME, "none")(y)
+    with pytest.raises(InputTypeError, match="found no image"):
+        Decrypt(key, SCHEME)(y)  # int32 where float32 is expected
+    with pytest.raises(InputTypeError, match="float32, got uint8"):
+        Decrypt(key, SCHEME)(tv_tensors.Image(pixels()))
+
+
+# --- samples ---------------------------------------------------------------------------------------------------------
+
+Pair = namedtuple("Pair", "image label")
+
+
+def test_everything_else_passes_as_it_is(key: dlmt.Key) -> None:
+    boxes = tv_tensors.BoundingBoxes(torch.tensor([[1, 2, 3, 4]]), format="XYXY", canvas_size=(8, 10))
+    others = {
+        "boxes": boxes,
+        "mask": tv_tensors.Mask(pixels(1, 8, 10)),
+        "label": torch.tensor(3),
+        "labels": torch.arange(4),
+        "soft": torch.rand(3, 4, 5),
+        "flat": pixels(8, 10),
+        "two channels": pixels(2, 8, 10),
+        "name": "a.png",
+        "number": 5,
+        "none": None,
+        "array": np.zeros((3, 4)),
+    }
+    sample = {"image": pixels(), **others}
+    done = Encrypt(key, SCHEME)(sample)
+    assert torch.equal(done["image"], expected(sample["image"], key))
+    assert list(done) == list(sample)
+    for name, value in others.items():
+        assert done[name] is value, name
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda a, b: (a, b),
+        lambda a, b: [a, b],
+        lambda a, b: Pair(a, b),
+        lambda a, b: OrderedDict(first=a, second=b),
+        lambda a, b: {"deep": [{"er": (a, [b])}]},
+    ],
+    ids=["tuple", "list", "namedtuple", "ordered", "nested"],
+)
+def test_structures_come_back(make: Callable[[Any, Any], Any], key: dlmt.Key) -> None:
+    sample = make(pixels(), 7)
+    done = Encrypt(key, SCHEME)(sample)
+    want = make(expected(pixels(), key), 7)
+    assert type(done) is type(sample)
+    assert repr(done) == repr(want)
+
+
+def test_every_image_of_the_sample_is_transformed(key: dlmt.Key) -> None:
+    """torchvision's own transforms take the first pure tensor only, and none beside a tv_tensor."""
+    a, b, c = pixels(seed=1), pixels(2, 1, 5, 6, seed=2), pixels(seed=3)
+    done = Encrypt(key, SCHEME)(a, {"again": b, "wrapped": tv_tensors.Image(c)}, [picture("L")], 5)
+    assert torch.equal(done[0], expected(a, key))
+    assert torch.equal(done[1]["again"], expected(b, key))
+    assert torch.equal(done[1]["wrapped"].as_subclass(torch.Tensor), expected(c, key))
+    assert torch.equal(done[2][0].as_subclass(torch.Tensor), expected(v2.functional.pil_to_tensor(picture("L")), key))
+    assert done[3] == 5
+
+
+NOTHING = {
+    "label": 5,
+    "empty": {},
+    "mask": tv_tensors.Mask(torch.zeros(1, 8, 10, dtype=torch.uint8)),
+    "float image": torch.rand(3, 8, 10),
+    "int64 image": torch.zeros(3, 8, 10, dtype=torch.int64),
+    "channels last": torch.zeros(8, 10, 3, dtype=torch.uint8),
+    "no channel": torch.zeros(8, 10, dtype=torch.uint8),
+    "five axes": torch.zeros(1, 2, 3, 8, 10, dtype=torch.uint8),
+    "array": np.zeros((3, 8, 10), np.uint8),
+    "bytes": b"png",
+    "object": object(),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_a_sample_without_an_image_raises(name: str, key: dlmt.Key) -> None:
+    for sample in (NOTHING[name], (NOTHING[name], 3)):
+        with pytest.raises(InputTypeError, match="found no image in the sample"):
+            Encrypt(key, SCHEME)(sample)
+
+
+def test_image_types_that_are_not_known_raise(key: dlmt.Key) -> None:
+    with pytest.raises(InputTypeError, match="uint8, got float32"):
+        Encrypt(key, SCHEME)(tv_tensors.Image(torch.rand(3, 8, 10)), pixels())
+    with pytest.raises(InputTypeError, match="3 or 4 axes"):
+        Encrypt(key, SCHEME)(tv_tensors.Image(pixels(1, 2, 3, 8, 10)))
+    with pytest.raises(InputTypeError, match="Video"):
+        Encrypt(key, SCHEME)({"image": pixels(), "clip": tv_tensors.Video(pixels(4, 3, 8, 10))})
+
+
+def test_no_sample_raises(key: dlmt.Key) -> None:
+    with pytest.raises(InputTypeError, match="no image"):
+        Encrypt(key, SCHEME)()
+
+
+# --- transform_inputs ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "choice", [[0, 2], (2, 0), lambda leaves: [leaf.ndim == 3 for leaf in leaves]], ids=["list", "tuple", "call"]
+)
+def test_transform_inputs_chooses(choice: Any, key: dlmt.Key) -> None:
+    sample = (pixels(4, 8, 10), pixels(2, 3, 8, 10), pixels())
+    done = Encrypt(key, SCHEME, transform_inputs=choice)(sample)
+    assert torch.equal(done[0], expected(sample[0], key))
+    assert done[1] is sample[1]
+    assert torch.equal(done[2], expected(sample[2], key))
+
+
+@pytest.mark.parametrize("choice", [[-1], [True, False], ["0"], [0.0], "01", 0, [None]], ids=repr)
+def test_transform_inputs_that_mean_nothing(choice: Any, key: dlmt.Key) -> None:
+    """Else -1 would silently leave the last image as it is."""
+    with pytest.raises(ParameterError, match="transform_inputs"):
+        Encrypt(key, SCHEME, transform_inputs=choice)
+
+
+def test_transform_inputs_that_do_not_fit_the_sample(key: dlmt.Key) -> None:
+    for choice, words in [([0, 2], "index 2"), (lambda leaves: [True], "1 answers for 2 inputs")]:
+        with pytest.raises(ParameterError, match=words):
+            Encrypt(key, SCHEME, transform_inputs=choice)((pixels(), pixels()))
+    with pytest.raises(InputTypeError, match="found no image"):
+        Encrypt(key, SCHEME, transform_inputs=[])((pixels(), 5))
+    with pytest.raises(InputTypeError, match="got int"):
+        Encrypt(key, SCHEME, transform_inputs=[1])((pixels(), 5))
+
+
+# --- secrets ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("transform", [Encrypt, Decrypt])
+def test_texts_show_the_fingerprint_alone(transform: Any, key: dlmt.Key, secret: bytes) -> None:
+    module = transform(key, SCHEME, mean=0.5)
+    if transform is Encrypt:
+        module(pixels())
+    for text in (repr(module), str(v2.Compose([module])), repr(vars(module))):
+        assert key.fingerprint in text
+        assert secret.hex() not in text
+        assert repr(secret)[2:-1] not in text
+        assert "tensor(" not in text
+    assert repr(module).startswith(f"{transform.__name__}(key='{key.fingerprint}', DLMT(mode='mat_mmt'")
+
+
+def test_no_state_and_no_parameters(key: dlmt.Key) -> None:
+    module = Encrypt(key, SCHEME)
+    module(pixels())
+    assert module.state_dict() == {}
+    assert not list(module.parameters())
+    assert not list(module.buffers())
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda t: t, lambda t: v2.Compose([t]), lambda t: {"t": t}], ids=["bare", "compose", "dict"]
+)
+def test_pickling_is_refused_outside_the_block(wrap: Callable[[Any], Any], key: dlmt.Key) -> None:
+    held = wrap(Encrypt(key, SCHEME))
+    for leave in (pickle.dumps, lambda held: torch.save(held, io.BytesIO())):
+        with pytest.raises(SecretExportError, match="allow_export"):
+            leave(held)
+    with dlmt.keys.allow_export():
+        data = pickle.dumps(held)
+    assert pickle.loads(data) is not None
+
+
+def test_a_pickle_transforms_alike(key: dlmt.Key) -> None:
+    module = Encrypt(key, SCHEME, "minmax", mean=0.5, transform_inputs=[1])
+    sample = (5, pixels())
+    want = module(sample)[1]
+    with dlmt.keys.allow_export():
+        data = pickle.dumps(module)
+    again = pickle.loads(data)
+    assert torch.equal(again(sample)[1], want)
+    assert repr(again) == repr(module)
+    big = Encrypt(key, SCHEME)
+    big(pixels(3, 224, 224))
+    with dlmt.keys.allow_export():
+        assert len(pickle.dumps(big)) < 10_000, "the coefficients went along"
+
+
+def test_copies_share_the_object(key: dlmt.Key) -> None:
+    module = Encrypt(key, SCHEME)
+    assert copy.copy(module) is module
+    assert copy.deepcopy(v2.Compose([module])).transforms[0] is module
+
+
+# --- within torchvision and DataLoader -------------------------------------------------------------------------------
+
+
+def test_compose(key: dlmt.Key) -> None:
+    crop = v2.RandomCrop((4, 5))
+    transform = v2.Compose([v2.ToImage(), crop, v2.RandomHorizontalFlip(), Encrypt(key, SCHEME), v2.ToPureTensor()])
+    plain = v2.Compose([v2.ToImage(), crop, v2.RandomHorizontalFlip(), v2.ToPureTensor()])
+    for sample in (picture(), (picture(), 3), {"image": picture("L"), "label": 3}):
+        torch.manual_seed(5)
+        done = transform(sample)
+        torch.manual_seed(5)
+        want = plain(sample)
+        leaves = [v["image"] if isinstance(v, dict) else v[0] if isinstance(v, tuple) else v for v in (done, want)]
+        assert type(leaves[0]) is torch.Tensor
+        assert torch.equal(leaves[0], expected(leaves[1], key))
+
+
+def test_the_module_call_and_eval_mode(key: dlmt.Key) -> None:
+    module = torch.nn.Sequential(Encrypt(key, SCHEME), torch.nn.Flatten(0)).eval()
+    assert torch.equal(module(pixels()), expected(pixels(), key).flatten())
+
+
+@pytest.fixture(scope="module")
+def loaded() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    return load(0, None)
+
+
+def load(workers: int, context: str | None) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """All batches of a small data set of PIL images that are transformed where they are loaded."""
+    transform = v2.Compose([v2.ToImage(), Encrypt(dlmt.Key(bytes(range(32))), SCHEME), v2.ToPureTensor()])
+    data = FakeData(size=11, image_size=(3, 16, 12), num_classes=4, transform=transform)
+    loader = DataLoader(data, batch_size=4, num_workers=workers, multiprocessing_context=context)
+    return [(images.clone(), torch.as_tensor(labels)) for images, labels in loader]
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_workers_load_the_same(context: str, loaded: list[Any]) -> None:
+    got = load(2, context)
+    assert [len(images) for images, _ in got] == [4, 4, 3]
+    for (images, labels), (want_images, want_labels) in zip(got, loaded, strict=True):
+        assert torch.equal(images, want_images)
+        assert torch.equal(labels, want_labels)
+
+
+def test_what_workers_load_is_what_encrypt_gives(loaded: list[Any], key: dlmt.Key) -> None:
+    plain = FakeData(size=11, image_size=(3, 16, 12), num_classes=4, transform=v2.PILToTensor())
+    images = torch.stack([plain[i][0] for i in range(11)])
+    assert torch.equal(torch.cat([images for images, _ in loaded]), expected(images, key))
