@@ -66,8 +66,8 @@ def switch(name: str) -> str:
 def first_error(text: str) -> str:
     """The compiler's first error line, without this machine's directories."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    line = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "no message")
-    return re.sub(r"/[^\s:'\"]*/", "", line)[:300]
+    line = next((line for line in lines if "error" in line.lower()), lines[0] if lines else "it failed without a word")
+    return re.sub(r"(?<![\w./])/[^\s:'\"]*/", "", line)[:300]
 
 
 def run_compiler(command: list[str], **_: Any) -> None:
