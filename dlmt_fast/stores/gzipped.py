@@ -10,21 +10,35 @@ from collections.abc import Callable, Iterable
 
 _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # deflate, no field, no time, no extra flags, unknown system
 _BLOCK = 0xFFFF  # the largest stored block of deflate
-_LAST = b"\x01\0\0\xff\xff"
 
 
 def pack(chunks: Iterable[bytes], write: Callable[[bytes], object], level: int) -> None:
     """Write the gzip file of `chunks` piece by piece."""
     write(_HEADER)
     crc = size = 0
-    deflate = zlib.compressobj(level, wbits=-zlib.MAX_WBITS)
+    deflate = _Stored() if level == 0 else zlib.compressobj(level, wbits=-zlib.MAX_WBITS)
     for chunk in chunks:
         crc, size = zlib.crc32(chunk, crc), size + len(chunk)
-        write(_stored(chunk) if level == 0 else deflate.compress(chunk))
-    write(_LAST if level == 0 else deflate.flush())
+        write(deflate.compress(chunk))
+    write(deflate.flush())
     write(struct.pack("<II", crc, size & 0xFFFFFFFF))
 
 
-def _stored(chunk: bytes) -> bytes:
-    blocks = [chunk[start : start + _BLOCK] for start in range(0, len(chunk), _BLOCK)]
-    return b"".join(struct.pack("<BHH", 0, len(block), len(block) ^ 0xFFFF) + block for block in blocks)
+class _Stored:
+    """Stored blocks (RFC 1951), split in the same places however the content comes."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+
+    def compress(self, chunk: bytes) -> bytes:
+        data = self._rest + chunk
+        whole = len(data) // _BLOCK * _BLOCK
+        self._rest = data[whole:]
+        return b"".join(self._block(0, data[start : start + _BLOCK]) for start in range(0, whole, _BLOCK))
+
+    def flush(self) -> bytes:
+        return self._block(1, self._rest)
+
+    @staticmethod
+    def _block(last: int, data: bytes) -> bytes:
+        return struct.pack("<BHH", last, len(data), len(data) ^ 0xFFFF) + data
