@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,8 @@ class JobOptions:
 
     normalize: str = "range"
     dtype: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
+    mean: float | Sequence[float] | None = None
+    std: float | Sequence[float] | None = None
     size: tuple[int, int] | None = None
     fit: str = "crop"
     per_size: bool = False
@@ -75,8 +76,10 @@ class JobOptions:
         }
 
 
-def _hex(values: tuple[float, ...] | None) -> list[str] | None:
-    return None if values is None else [float(value).hex() for value in values]
+def _hex(values: float | Sequence[float] | None) -> list[str] | None:
+    if values is None:
+        return None
+    return [float(value).hex() for value in (values if isinstance(values, Sequence) else (values,))]
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
