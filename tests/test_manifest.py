@@ -30,7 +30,7 @@ def document(**changes: Any) -> dict[str, Any]:
 
 
 def decode(found: Any) -> Manifest:
-    return decode_manifest(json.dumps(found).encode(), PATH)
+    return decode_manifest(json.dumps(found, indent=1).encode() + b"\n", PATH)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,7 @@ def test_the_fields_are_those_of_the_contract() -> None:
     assert (found["format"], found["version"]) == ("dlmt-store", 1)
     assert base64.b64decode(found["sealed"]) == b"sealed"
     assert found == document()
+    assert decode(found) == GOOD
 
 
 def shard(**changes: Any) -> list[dict[str, Any]]:
@@ -145,6 +146,12 @@ def test_deep_nesting_is_damage(depth: int) -> None:
     data = GOOD.encode().replace(b'"extras": []', b'"extras": ' + b"[" * depth + b"]" * depth)
     with pytest.raises(StoreDamagedError):
         decode_manifest(data, PATH)
+
+
+@pytest.mark.parametrize("change", [lambda d: d[:-1], lambda d: d + b" ", lambda d: d.replace(b"\n ", b"\n  ", 1)])
+def test_even_white_space_is_bound(change: Callable[[bytes], bytes]) -> None:
+    with pytest.raises(StoreDamagedError, match="not those that were written"):
+        decode_manifest(change(GOOD.encode()), PATH)
 
 
 def test_a_field_twice_is_damage() -> None:

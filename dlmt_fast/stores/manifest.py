@@ -99,7 +99,7 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
         _damaged(path, "kind, dtype or count is malformed")
     if not isinstance(document["store_id"], str) or not _STORE_ID.fullmatch(document["store_id"]):
         _damaged(path, "the store id is malformed")
-    return Manifest(
+    manifest = Manifest(
         kind=document["kind"],
         store_id=document["store_id"],
         dtype=document["dtype"],
@@ -109,6 +109,9 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
         extras=_published(document["extras"], path),
         sealed=_base64(document["sealed"], path),
     )
+    if data != manifest.encode():  # the checksum covers the values, this the rest
+        _damaged(path, "its bytes are not those that were written")
+    return manifest
 
 
 def _parse(data: bytes, path: Path) -> dict[str, Any]:
