@@ -24,6 +24,16 @@ lint: $(VENV)/.lint
 	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
 	$(BIN)/mypy
 
+# The C++ side under AddressSanitizer and UndefinedBehaviorSanitizer. libstdc++ is preloaded beside libasan, else the
+# first C++ exception aborts; Python itself leaks at exit.
+sanitize: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet 'setuptools>=69' 'pybind11>=2.12'
+	rm -rf .sanitize
+	DLMT_SANITIZE=1 DLMT_NATIVE=1 $(BIN)/python setup.py -q build --build-base .sanitize --build-lib .sanitize/lib
+	LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
+	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=.sanitize/lib DLMT_TEST_CHECKOUT=1 \
+	$(PYTEST) -p no:cacheprovider -q tests/test_native.py tests/test_equality.py
+
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
