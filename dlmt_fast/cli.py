@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -18,7 +19,7 @@ import typer
 from rich.console import Console
 
 from . import keyfile
-from .errors import DlmtError, KeyPassphraseError, ParameterError, UsageError
+from .errors import DlmtError, KeyFileError, KeyPassphraseError, ParameterError, UsageError
 from .keys import Key
 from .schemes import DLMT
 
@@ -53,6 +54,10 @@ def main() -> None:
         _stop(error, 1)
     except KeyboardInterrupt:
         _stop("interrupted; nothing was published", 1)
+    except SystemExit as stop:
+        if stop.code == 2 and "--json" in sys.argv[1:]:  # typer has told stderr what is wrong
+            print(json.dumps({"error": "wrong use: see stderr", "kind": "UsageError", "exit_code": 2}))
+        raise
 
 
 def _stop(message: object, code: int) -> NoReturn:
@@ -200,7 +205,7 @@ def demo(
     """Photographs -> key -> encrypt -> verify -> decrypt, with the measured errors and speed, and a picture."""
     from .demo import run_demo
 
-    facts = run_demo(images, output, lambda text: _console().print(text, highlight=False, markup=False))
+    facts = run_demo(images, output, partial(print, file=sys.stderr if as_json else sys.stdout, flush=True))
     if as_json:
         _report(facts, as_json, "")
 
@@ -222,6 +227,8 @@ def _finish(summary: Any, as_json: bool) -> None:
 
 
 def _load_key(path: Path, passphrase_file: Path | None) -> Key:
+    if not path.exists():
+        raise KeyFileError(f"there is no key file {path}; dlmt keygen makes one")
     if passphrase_file is not None:
         return Key.load(path, _passphrase_from(passphrase_file))
     if not keyfile.is_sealed(path):

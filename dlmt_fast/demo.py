@@ -60,8 +60,8 @@ def run_demo(images: Path | None, output: Path, say: Callable[[str], None]) -> d
     Returns:
         The measured figures.
     """
-    _prepare(output)
     photographs = _photographs(images)
+    _prepare(output)
     _write_photographs(photographs, output / "photographs")
     c, h, w = photographs.shape[1:]
     say(f"photographs: {len(photographs)} at {c}x{h}x{w} in {output / 'photographs'}")
