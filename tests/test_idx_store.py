@@ -97,10 +97,14 @@ def test_truncated_at_every_byte(packed: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("tail", [b"\0", b"\0" * 100, b"garbage"])
 def test_trailing_bytes(tail: bytes, tmp_path: Path) -> None:
     data = idx(images(2))
-    for name, content in (("x", data + tail), ("y", gzip.compress(data + tail))):
+    none = idx(images(0))
+    for name, content in (("x", data + tail), ("y", gzip.compress(data + tail)), ("v", none + tail)):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(StoreDamagedError, match="longer than its header says"):
             whole(tmp_path / name)
+    (tmp_path / "w").write_bytes(gzip.compress(none + tail))
+    with pytest.raises(StoreDamagedError, match="longer than its header says"):
+        IdxSource(tmp_path / "w")
     if tail.strip(b"\0"):
         (tmp_path / "z").write_bytes(gzip.compress(data) + tail)
         with pytest.raises(StoreDamagedError, match="damaged gzip"):

@@ -117,6 +117,9 @@ def checked_header(path: Path) -> Header:
     """
     with open_idx(path) as file:
         header = read_header(file, path)
+        if not header.sizes[0]:  # no slice of it will ever be read
+            with _own_errors(path):
+                _refuse_more(file, path)
         ratio = _GZIP_RATIO if isinstance(file, io.BufferedReader) and isinstance(file.raw, gzip.GzipFile) else 1
     if header.data_start + header.data_bytes > ratio * path.stat().st_size:
         raise StoreDamagedError(f"{path} is truncated: its header claims {header.data_bytes} bytes of values")
@@ -164,8 +167,12 @@ def read_slices(path: Path, header: Header) -> Iterator[tuple[int, Array]]:
                 have = start + len(data) // header.item_bytes
                 raise StoreDamagedError(f"{path} is truncated: {have} of {header.sizes[0]} images are whole")
             yield start, np.frombuffer(data, header.dtype).reshape(count, 1, *header.sizes[1:])
-        if file.read(1):
-            raise StoreDamagedError(f"{path} is longer than its header says")
+        _refuse_more(file, path)
+
+
+def _refuse_more(file: IO[bytes], path: Path) -> None:
+    if file.read(1):
+        raise StoreDamagedError(f"{path} is longer than its header says")
 
 
 def _read_exactly(file: IO[bytes], size: int) -> bytes:
