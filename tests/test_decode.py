@@ -192,6 +192,19 @@ def test_orientation_behind_the_pixels_of_a_png(tmp_path: Path) -> None:
     check(path, np.rot90(np.asarray(picture("RGB")), -1))
 
 
+def test_probing_decodes_no_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6
+    paths = [saved(tmp_path / form, picture("RGB"), form, exif=exif) for form in ("PNG", "JPEG", "TIFF")]
+    paths.append(saved(tmp_path / "plain", picture("RGB"), "PNG"))
+
+    def fail(*args: object) -> None:
+        raise AssertionError("pixels were decoded")
+
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    assert [probe(path, None) for path in paths] == [(3, W, H)] * 3 + [(3, H, W)]
+
+
 def test_odd_exif_values_do_no_harm(tmp_path: Path) -> None:
     ifd = struct.pack("<H", 2) + struct.pack("<HHIHH", 0x0112, 3, 1, 6, 0) + struct.pack("<HHIf", 0x9206, 11, 1, 1e30)
     exif = b"Exif\0\0II*\0\x08\0\0\0" + ifd + bytes(4)

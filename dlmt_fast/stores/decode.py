@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import io
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -119,21 +120,31 @@ def _probe(file: Any, channels: int | None) -> Shape:
     width, height = image.size
     if image.format == "TIFF":  # whose size some versions of Pillow turn already
         width, height = (image.tag_v2[tag] for tag in (256, 257))  # type: ignore[attr-defined]
-    if _orientation(image) in (5, 6, 7, 8):
+    exif = PIL.Image.Image.getexif(image) if _exif_is_read(image, file) else image.getexif()
+    if exif.get(_ORIENTATION, 1) in (5, 6, 7, 8):
         width, height = height, width
     return _channels(image, channels), height, width
 
 
-def _orientation(image: PIL.Image.Image) -> Any:
-    """EXIF's orientation, 1 where there is none; reading it alone spares the writing of a turned EXIF block."""
-    return image.getexif().get(_ORIENTATION, 1)
+def _exif_is_read(image: PIL.Image.Image, file: Any) -> bool:
+    """Whether an opened image knows its EXIF. A PNG may hold it behind the pixels, which its `getexif` then decodes."""
+    if image.format != "PNG":
+        return False
+    place, kinds = file.tell(), []
+    file.seek(8)
+    while len(head := file.read(8)) == 8 and head[4:] != b"IEND":
+        kinds.append(head[4:])
+        file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    file.seek(place)
+    behind = kinds[kinds.index(b"IDAT") :] if b"IDAT" in kinds else kinds
+    return head[4:] == b"IEND" and not {b"eXIf", b"tEXt", b"zTXt", b"iTXt"} & set(behind)
 
 
 def _decode(data: bytes, channels: int | None, size: tuple[int, int] | None, fit: str) -> NDArray[np.uint8]:
     image = _open(io.BytesIO(data))
     mode = "L" if _channels(image, channels) == 1 else "RGB"
     image.load()
-    turn = _TRANSPOSED.get(_orientation(image))  # a loaded TIFF is turned already, and says so
+    turn = _TRANSPOSED.get(image.getexif().get(_ORIENTATION, 1))  # a loaded TIFF is turned already, and says so
     image = image if turn is None else image.transpose(turn)
     if image.mode in _ALPHA or "transparency" in image.info:
         rgba = image.convert("RGBA")
