@@ -41,7 +41,7 @@ PassphraseFile = Annotated[
 Owner = Annotated[Path | None, typer.Option("--owner", help="The owner's folder [default: KEYFILE.stores/STORE_ID].")]
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="A folder of images, an IDX file, or a folder of those.")]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="Where to; must not exist or be empty.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result at DST.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier store at DST.")]
 
 
 def main() -> None:
@@ -157,7 +157,6 @@ def decrypt(
     key_path: KeyFile,
     passphrase_file: PassphraseFile = None,
     owner: Owner = None,
-    overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
     """Recover the images of a store."""
@@ -165,7 +164,7 @@ def decrypt(
 
     key = _load_key(key_path, passphrase_file)
     with _progress("decrypt", as_json) as progress:
-        summary = decrypt_store(source, target, key, _owner(key_path, owner), overwrite, progress)
+        summary = decrypt_store(source, target, key, _owner(key_path, owner), progress)
     _finish(summary, as_json)
 
 

@@ -145,7 +145,7 @@ def save(
         except FileExistsError:
             raise KeyExistsError(
                 f"{path} exists; a replaced key is lost for good and all that it encrypted with it. "
-                "Choose another name, or pass overwrite=True"
+                "Choose another name (from Python, overwrite=True replaces it)"
             ) from None
     _sync_directory(path.parent)
 

@@ -17,7 +17,7 @@ import PIL.Image
 import pytest
 
 import dlmt_fast as dlmt
-from dlmt_fast.errors import DlmtError, ImageError, StoreDamagedError, StoreError, UsageError
+from dlmt_fast.errors import DlmtError, ImageError, ParameterError, StoreDamagedError, StoreError, UsageError
 from dlmt_fast.pipeline import JobOptions, Summary, decrypt_store, encrypt_store, verify_store
 from dlmt_fast.stores import publish
 from dlmt_fast.stores.contract import Published
@@ -436,15 +436,19 @@ def test_overwrite_is_refused_on_what_is_no_store(folder: Place, what: str) -> N
     assert tree(folder.root / "out") == before
 
 
-def test_decrypting_over_a_store_leaves_no_manifest(place: Place) -> None:
-    place.encrypt(normalize="none")
-    kept, place.store = place.store, place.store.with_name("second")
-    place.encrypt()
-    place.store = kept
-    place.decrypt(kept.with_name("second"), overwrite=True)
-    assert not [path for path in files(place.root / "out") if "second" in str(path) and "dlmt-" in path.name]
-    found = {path.name for path in files(place.root / "out") if "second" in str(path)}
-    assert found == ({path.name for path in files(place.source)} if place.source.is_dir() else {"second"})
+@pytest.mark.parametrize(
+    "options",
+    [{"size": (8, 8)}, {"fit": "pad"}, {"channels": 3}, {"ignore": ("*.x",)}, {"names": "keep"}, {"classes": "index"}],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_that_idx_files_cannot_serve_are_refused(
+    tmp_path: Path, key: dlmt.Key, options: dict[str, Any]
+) -> None:
+    mnist(tmp_path / "source")
+    place = Place(tmp_path, key)
+    with pytest.raises(ParameterError, match=f"--{next(iter(options))} does not apply to IDX files"):
+        place.encrypt(**options)
+    assert not place.store.exists()
 
 
 def test_a_manifest_is_public_and_the_journal_is_not(folder: Place) -> None:

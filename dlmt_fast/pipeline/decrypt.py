@@ -30,7 +30,6 @@ def decrypt_store(
     target_path: Path,
     key: Key,
     owner_folder: Callable[[str], Path],
-    overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> Summary:
     """Recover the images of a store: a folder of PNG files under their original names, or IDX files.
@@ -49,7 +48,7 @@ def decrypt_store(
     started = time.perf_counter()
     store = StoredImages(source_path, key)
     manifest, single = store.manifest, not source_path.is_dir()
-    target = Target(target_path, single, source_path, overwrite)
+    target = Target(target_path, single, source_path, overwrite=False)
     owner = OwnerFolder(owner_folder(manifest.store_id), store.seal)
     summary = Summary("decrypt", str(source_path), str(target_path), manifest.store_id, manifest.kind, "uint8")
     target.begin(manifest.store_id)
@@ -108,7 +107,6 @@ def _decrypt_shard(
             names += outputs
             advance(len(images))
         target.refuse_unknown(names)
-        target.retire_old()
         published = writer.publish()
     except BaseException:
         writer.abort()

@@ -42,7 +42,10 @@ def open_source(path: Path, options: JobOptions, named: str | None = None) -> So
     """
     if kind_of(path, named) == "folder":
         return FolderSource(path, FolderOptions(options.channels, options.size, options.fit, options.ignore))
-    for name, value in (("--size", options.size), ("--channels", options.channels), ("--ignore", options.ignore)):
-        if value:
-            raise ParameterError(f"{name} does not apply to IDX files, whose images are gray and of one size")
+    default = JobOptions()
+    for name in ("size", "fit", "channels", "ignore", "names", "classes"):
+        if getattr(options, name) != getattr(default, name):
+            raise ParameterError(
+                f"--{name} does not apply to IDX files, whose images are gray, of one size and unnamed"
+            )
     return IdxSource(path)

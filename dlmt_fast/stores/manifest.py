@@ -125,7 +125,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
         _damaged(path, "it is not JSON")
     if not isinstance(document, dict) or document.get("format") != FORMAT:
         _damaged(path, f'it has no field "format": "{FORMAT}"')
-    if document.get("version") != VERSION:
+    if type(document.get("version")) is not int or document["version"] != VERSION:
         raise StoreError(f"{path} is of version {document.get('version')!r}, this package reads {VERSION}: upgrade it")
     return document
 
