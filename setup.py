@@ -43,7 +43,7 @@ def native_module() -> Pybind11Extension:
         links += sanitizers
     return Pybind11Extension(
         "dlmt_fast._cpu",
-        sorted(str(path.relative_to(HERE)) for path in [HERE / "csrc/bind_cpu.cpp", *HERE.glob("csrc/cpu/*.cpp")]),
+        sorted(str(path.relative_to(HERE)) for path in (HERE / "csrc").glob("**/*.cpp") if "tests" not in path.parts),
         depends=sorted(str(path.relative_to(HERE)) for path in HERE.glob("csrc/**/*.h") if "cuda" not in path.parts),
         cxx_std=17,
         extra_compile_args=flags,

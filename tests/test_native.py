@@ -111,7 +111,7 @@ def test_a_wrong_level_in_the_environment_is_an_error_at_first_use() -> None:
         from dlmt_fast.errors import BackendError
         one = np.ones((1, 1, 1), np.int32)
         k = SimpleNamespace(normalize="none", dtype="int32", lo=0, hi=256, M=one, B=one, M24=None, B24=None,
-                            std=None, g=None, b=None)
+                            std=None, g=None, b=None, cache={})
         image, out = np.ones((1, 1, 1, 1), np.uint8), np.zeros((1, 1, 1, 1), np.int32)
         for call in (native.level, lambda: native.affine(image, k, out, None),
                      lambda: native.affine_inverse(out, k, None, image)):
@@ -192,7 +192,9 @@ def test_negative_multipliers(level: str, m: int, b: int) -> None:
     full = np.full((1, 3, 35), m, np.int32)
     images = np.arange(256, dtype=np.uint8).repeat(105).reshape(256, 1, 3, 35)
     fixed = 255 * (1 << 24) // 255
-    k = SimpleNamespace(normalize="range", dtype="uint8", lo=0, hi=255, M=full, B=np.full_like(full, b), std=None)
+    k = SimpleNamespace(
+        normalize="range", dtype="uint8", lo=0, hi=255, M=full, B=np.full_like(full, b), std=None, cache={}
+    )
     k.M24 = np.full(full.shape, m * fixed, np.int64).astype(np.uint32)
     k.B24 = np.full(full.shape, b * fixed + (1 << 23), np.int64).astype(np.uint32)
     k.g = k.b = None
@@ -352,6 +354,7 @@ def test_a_spawned_child_computes() -> None:
     v, _ = transform(native, images, k, THREADS)
     damaged = v.copy()
     damaged[7, 0, 1, 5] = -1
+    k.cache = {}  # what stands in it now cannot be sent
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         for sent, expected in ((v, -1), (damaged, int(np.ravel_multi_index((7, 0, 1, 5), v.shape)))):
             back = np.empty_like(images)
@@ -390,11 +393,22 @@ def test_a_program_ends_while_the_threads_live(daemon: bool) -> None:
 
 def arguments(normalize: str = "range", dtype: str = "uint8", n: int = 3) -> dict[str, Any]:
     k = coefficients((3, 4, 5), normalize=normalize, dtype=dtype)
-    names = ("normalize", "dtype", "lo", "hi", "M", "B", "M24", "B24", "std", "g", "b")
-    given = {name: getattr(k, name) for name in names}
+    given = {name: getattr(k, name) for name in PREPARED}
     images = make_images(k, n)
     out = np.zeros(images.shape, contract.STORAGE[k.dtype])
     return {"images": images, "out": out, **given, "bounds": make_bounds(k, n), "threads": 1}
+
+
+PREPARED = ("normalize", "dtype", "lo", "hi", "M", "B", "M24", "B24", "std", "g", "b")
+
+
+def affine(given: dict[str, Any], inverse: bool = False) -> int | None:
+    """One call through a new `Prepared`; `inverse` swaps images and out."""
+    prepared = _cpu.Prepared(**{name: given[name] for name in PREPARED})
+    call = {name: given[name] for name in ("images", "out", "bounds", "threads")}
+    if inverse:
+        return prepared.affine_inverse(**call | {"images": given["out"], "out": given["images"]})
+    return prepared.affine(**call)
 
 
 def readonly(array: np.ndarray) -> np.ndarray:
@@ -482,31 +496,24 @@ WRONG: list[tuple[str, str, str, Change]] = [
 def test_wrong_arguments_raise(case: int) -> None:
     normalize, dtype, name, change = WRONG[case]
     given = arguments(normalize, dtype)
-    _cpu.affine(**given)
+    affine(given)
     given[name] = change(given[name])
     with pytest.raises((TypeError, ValueError)):
-        _cpu.affine(**given)
+        affine(given)
 
 
 @pytest.mark.parametrize("case", range(len(WRONG)), ids=lambda i: f"{i}-{'-'.join(WRONG[i][:3])}")
 def test_wrong_arguments_of_the_inverse_raise(case: int) -> None:
     normalize, dtype, name, change = WRONG[case]
-
-    def inverse(given: dict[str, Any]) -> int:
-        given = {key: value for key, value in given.items() if key not in ("M24", "B24")}
-        images, out = given.pop("out"), given.pop("images")
-        return _cpu.affine_inverse(images=images, out=out, **given)
-
     given = arguments(normalize, dtype)
-    _cpu.affine(**given)
-    assert inverse(given) == -1
+    affine(given)
+    assert affine(given, inverse=True) == -1
     given[name] = change(given[name])
-    unused = name in ("M24", "B24") or (name in ("out", "bounds") and change is readonly) or change is overlapping
-    if unused:
-        inverse(given)
+    if (name in ("out", "bounds") and change is readonly) or change is overlapping:
+        affine(given, inverse=True)  # these are only read
     else:
         with pytest.raises((TypeError, ValueError)):
-            inverse(given)
+            affine(given, inverse=True)
 
 
 def test_values_that_no_plan_has_do_no_harm(level: str) -> None:
@@ -522,9 +529,8 @@ def test_values_that_no_plan_has_do_no_harm(level: str) -> None:
                     for name in ("std", "g", "b"):
                         if given[name] is not None:
                             given[name] = np.full(given[name].shape, number).astype(given[name].dtype)
-                _cpu.affine(**given)
-                back = {key: value for key, value in given.items() if key not in ("M24", "B24", "images", "out")}
-                found = _cpu.affine_inverse(images=given["out"], out=given["images"].copy(), **back)
+                affine(given)
+                found = affine(given | {"images": given["images"].copy()}, inverse=True)
                 assert -1 <= found < given["out"].size
 
 

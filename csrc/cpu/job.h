@@ -64,6 +64,9 @@ struct Kernels {
     void (*minmax)(const Job& job, int64_t image, int64_t first, int64_t last);
     // Returns the first position of a value that cannot come from this key, or -1.
     int64_t (*inverse)(const Job& job, int64_t image, int64_t first, int64_t last);
+    // Only moves bytes (see copy.h).
+    void (*copy)(const uint8_t* from, uint8_t* to, int64_t count, bool streaming);
+    void (*convert)(const uint8_t* from, float* to, int64_t count, bool streaming);
 };
 
 }  // namespace dlmt

@@ -12,7 +12,10 @@
 
 #define DLMT_LEVEL avx2
 #include "loops.h"
+#include "loops_copy.h"
 #include "loops_inverse.h"
+#include "vectors_avx2.h"
+#include "vectors_common.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -22,7 +25,8 @@
 
 namespace dlmt {
 extern const Kernels kKernels_avx2;
-const Kernels kKernels_avx2 = {"avx2", avx2::affine, avx2::bounds, avx2::minmax, avx2::inverse};
+const Kernels kKernels_avx2 = {"avx2",        avx2::affine, avx2::bounds, avx2::minmax,
+                               avx2::inverse, avx2::copy,   avx2::convert};
 }  // namespace dlmt
 
 #endif

@@ -13,7 +13,10 @@
 
 #define DLMT_LEVEL avx512
 #include "loops.h"
+#include "loops_copy.h"
 #include "loops_inverse.h"
+#include "vectors_avx512.h"
+#include "vectors_common.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -23,7 +26,8 @@
 
 namespace dlmt {
 extern const Kernels kKernels_avx512;
-const Kernels kKernels_avx512 = {"avx512", avx512::affine, avx512::bounds, avx512::minmax, avx512::inverse};
+const Kernels kKernels_avx512 = {"avx512",        avx512::affine, avx512::bounds, avx512::minmax,
+                                 avx512::inverse, avx512::copy,   avx512::convert};
 }  // namespace dlmt
 
 #endif

@@ -3,9 +3,11 @@
 
 #define DLMT_LEVEL baseline
 #include "loops.h"
+#include "loops_copy.h"
 #include "loops_inverse.h"
 
 namespace dlmt {
 extern const Kernels kKernels_baseline;
-const Kernels kKernels_baseline = {"baseline", baseline::affine, baseline::bounds, baseline::minmax, baseline::inverse};
+const Kernels kKernels_baseline = {"baseline",        baseline::affine, baseline::bounds, baseline::minmax,
+                                   baseline::inverse, baseline::copy,   baseline::convert};
 }  // namespace dlmt

@@ -124,8 +124,7 @@ void prepare(Job& job) {
     }
 }
 
-void affine(Job job, int threads) {
-    prepare(job);
+void affine(const Job& job, int threads) {
     const Kernels& use = kernels();
     if (job.n == 0) return;
     const Blocks blocks(job, threads);
@@ -140,8 +139,7 @@ void affine(Job job, int threads) {
     parallel(blocks.count(), threads, body);
 }
 
-int64_t affine_inverse(Job job, int threads) {
-    prepare(job);
+int64_t affine_inverse(const Job& job, int threads) {
     const Kernels& use = kernels();
     if (job.n == 0) return -1;
     const Blocks blocks(job, threads);

@@ -79,6 +79,7 @@ bool check_record(std::FILE* file, Counts& counts) {
     job.deviation = deviation.empty() ? nullptr : deviation.data();
     job.bias = bias.empty() ? nullptr : bias.data();
     job.g = g.empty() ? nullptr : g.data();
+    dlmt::prepare(job);
 
     for (const std::string& level : dlmt::levels()) {
         dlmt::set_level(level);

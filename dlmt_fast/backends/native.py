@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 from ..errors import BackendError
 from .contract import Array, Bounds, Coefficients
@@ -31,12 +32,34 @@ except ImportError as error:
     raise BackendError(f"the native module dlmt_fast._cpu cannot be loaded: {error}") from error
 
 
+def prepared(k: Coefficients, shape3: tuple[int, ...] | None = None) -> Any:
+    """The coefficients as the C++ side keeps them, checked once; kept in `k.cache`.
+
+    Args:
+        shape3: the axes of one image in the caller's order, as they lie in memory; `direct` then takes such arrays.
+
+    The object has `affine(images, out, bounds, threads)`, `affine_inverse(images, out, bounds, threads)`,
+    `direct(images, out, threads)`, which returns whether it did the work, and
+    `direct_pointers(in_ptr, out_ptr, n, threads)`, whose caller answers for the memory. They raise `_cpu.LevelError`
+    where DLMT_CPU_LEVEL names no level.
+    """
+    name = "native" if shape3 is None else f"native {shape3}"
+    found = k.cache.get(name)
+    if found is None:
+        if shape3 is None:
+            found = _cpu.Prepared(
+                k.normalize, k.dtype, k.lo, k.hi, k.M, k.B, k.M24, k.B24, k.std, k.g, k.b
+            )  # by two threads at once: either serves
+        else:
+            found = prepared(k).with_shape(shape3)
+        k.cache[name] = found
+    return found
+
+
 def affine(images: Array, k: Coefficients, out: Array, bounds: Bounds | None, threads: int = 1) -> None:
     """See `contract`."""
     try:
-        _cpu.affine(
-            images, out, k.normalize, k.dtype, k.lo, k.hi, k.M, k.B, k.M24, k.B24, k.std, k.g, k.b, bounds, threads
-        )
+        prepared(k).affine(images, out, bounds, threads)
     except _cpu.LevelError as error:
         raise BackendError(str(error)) from None
 
@@ -44,12 +67,26 @@ def affine(images: Array, k: Coefficients, out: Array, bounds: Bounds | None, th
 def affine_inverse(images: Array, k: Coefficients, bounds: Bounds | None, out: Array, threads: int = 1) -> int:
     """See `contract`."""
     try:
-        found: int = _cpu.affine_inverse(
-            images, out, k.normalize, k.dtype, k.lo, k.hi, k.M, k.B, k.std, k.g, k.b, bounds, threads
-        )
+        found: int = prepared(k).affine_inverse(images, out, bounds, threads)
     except _cpu.LevelError as error:
         raise BackendError(str(error)) from None
     return found
+
+
+def copy(images: Array, out: Array, streaming: bool = False, threads: int = 1) -> None:
+    """Only move the bytes, as fast as this machine can: the limit that benchmarks divide by.
+
+    Args:
+        images: uint8, contiguous.
+        out: uint8 (a copy) or float32 (a conversion), the same shape, contiguous.
+        streaming: use stores that pass the caches, where the CPU level has them: they win where `out` is larger than
+            the caches, and lose where it is not.
+        threads: an upper limit.
+    """
+    try:
+        _cpu.copy(images, out, streaming, threads)
+    except _cpu.LevelError as error:
+        raise BackendError(str(error)) from None
 
 
 def levels() -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -46,7 +46,7 @@ class Coefficients(SecretHolder):
 
     The matrices have the shape (outer, C, inner): (1, C, H*W) for "CHW", (H*W, C, 1) for "HWC", so that the channel is
     the middle axis in both. `M24` and `B24` are set for uint8 "range" only; `g` and `b` for float outputs only (`g`
-    for "range" only: min-max takes it from each image).
+    for "range" only: min-max takes it from each image). `cache` is for what backends derive; pickles leave it out.
     """
 
     order: str
@@ -61,6 +61,10 @@ class Coefficients(SecretHolder):
     std: NDArray[np.float64]
     g: NDArray[np.float32] | None
     b: NDArray[np.float32] | None
+    cache: dict[str, Any] = field(default_factory=dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"cache": {}}
 
 
 class Plan(SecretHolder):

@@ -1,0 +1,237 @@
+#include "bind_prepared.h"
+
+#include <algorithm>
+#include <array>
+
+#include "bind_gil.h"
+#include "cpu/levels.h"
+#include "cpu/run.h"
+
+namespace dlmt {
+namespace {
+
+// Below this many elements a call is over before another thread could have used the lock.
+constexpr int64_t kKeepGil = 32 * 1024;
+
+template <class T, size_t N>
+T named(const std::string& name, const char* role, const std::pair<const char*, T> (&known)[N]) {
+    for (const auto& [each, value] : known) {
+        if (name == each) return value;
+    }
+    throw py::value_error("unknown " + std::string(role) + "=\"" + name + "\"");
+}
+
+Normalize normalize_of(const std::string& name) {
+    static constexpr std::pair<const char*, Normalize> known[] = {{"none", Normalize::none},
+                                                                  {"range", Normalize::range},
+                                                                  {"minmax", Normalize::minmax},
+                                                                  {"minmax_channel", Normalize::minmax_channel}};
+    return named(name, "normalize", known);
+}
+
+Dtype dtype_of(const std::string& name, bool none) {
+    static constexpr std::pair<const char*, Dtype> known[] = {
+        {"uint8", Dtype::uint8},     {"uint16", Dtype::uint16},   {"int32", Dtype::int32},
+        {"float32", Dtype::float32}, {"float16", Dtype::float16}, {"bfloat16", Dtype::bfloat16}};
+    const Dtype dtype = named(name, "dtype", known);
+    const bool integer = dtype == Dtype::uint16 || dtype == Dtype::int32;
+    if (dtype != Dtype::uint8 && integer != none) throw py::value_error("this normalize does not give dtype " + name);
+    return dtype;
+}
+
+// The few fields of a NumPy array that `direct` looks at, without a call into Python.
+struct Plain {
+    explicit Plain(py::handle object) {
+        const auto& api = py::detail::npy_api::get();
+        if (Py_TYPE(object.ptr()) != api.PyArray_Type_) return;
+        const auto* array = py::detail::array_proxy(object.ptr());
+        const auto* descriptor = reinterpret_cast<const py::detail::PyArrayDescr_Proxy*>(array->descr);
+        constexpr int needed = py::detail::npy_api::NPY_ARRAY_C_CONTIGUOUS_ | py::detail::npy_api::NPY_ARRAY_ALIGNED_;
+        if ((array->flags & needed) != needed || descriptor->byteorder == '>') return;
+        constexpr int warns_on_write = static_cast<int>(1u << 31);
+        writeable = (array->flags & (py::detail::npy_api::NPY_ARRAY_WRITEABLE_ | warns_on_write)) ==
+                    py::detail::npy_api::NPY_ARRAY_WRITEABLE_;
+        number = descriptor->type_num;
+        data = array->data;
+        axes = array->nd;
+        sizes = array->dimensions;
+    }
+
+    // The number of images, or -1 where the shape is no batch of `shape3`.
+    py::ssize_t count(const std::vector<py::ssize_t>& shape3) const {
+        if (axes != 3 && axes != 4) return -1;
+        for (int i = 0; i < 3; ++i) {
+            if (sizes[axes - 3 + i] != shape3[static_cast<size_t>(i)]) return -1;
+        }
+        return axes == 3 ? 1 : sizes[0];
+    }
+
+    int number = -1;
+    bool writeable = false;
+    char* data = nullptr;
+    int axes = 0;
+    const py::ssize_t* sizes = nullptr;
+};
+
+}  // namespace
+
+Prepared::Prepared(const std::string& normalize, const std::string& dtype, int64_t lo, int64_t hi, const py::array& m,
+                   const OptionalArray& b, const OptionalArray& m24, const OptionalArray& b24,
+                   const OptionalArray& deviation, const OptionalArray& g, const OptionalArray& bias,
+                   const std::optional<std::vector<int64_t>>& shape3) {
+    Job& job = job_;
+    job.normalize = normalize_of(normalize);
+    job.dtype = dtype_of(dtype, job.normalize == Normalize::none);
+    stored_ = storage(job.dtype);
+    plain_dtype_ = job.dtype != Dtype::bfloat16;
+    if (lo < INT32_MIN || hi > INT32_MAX || hi < lo || hi - lo > INT32_MAX) {
+        throw py::value_error("lo and hi are no bounds of int32 values");
+    }
+    job.lo = static_cast<int32_t>(lo);
+    job.hi = static_cast<int32_t>(hi);
+
+    check_elements(m, "M", kInt32, false);
+    if (m.ndim() != 3 || m.size() == 0 || !is_dense(m, 0)) {
+        throw py::value_error("M must be (outer, C, inner), contiguous and not empty, got " + text(m));
+    }
+    job.outer = outer_ = m.shape(0), job.channels = channels_ = m.shape(1), job.inner = inner_ = m.shape(2);
+    job.m = static_cast<const int32_t*>(m.data());
+    job.b = parameters<int32_t>(b, "B", kInt32, {outer_, channels_, inner_});
+    const bool is_float = job.dtype != Dtype::uint8 && job.normalize != Normalize::none;
+    if (job.normalize == Normalize::range && !is_float) {
+        job.m24 = parameters<uint32_t>(m24, "M24", kUint32, {outer_, channels_, inner_});
+        job.b24 = parameters<uint32_t>(b24, "B24", kUint32, {outer_, channels_, inner_});
+    }
+    if (is_float) {
+        job.bias = parameters<float>(bias, "b", kFloat32, {channels_});
+        if (job.is_minmax()) {
+            job.deviation = parameters<double>(deviation, "std", kFloat64, {channels_});
+        } else {
+            job.g = parameters<float>(g, "g", kFloat32, {channels_});
+        }
+    }
+    kept_.push_back(m);
+    for (const OptionalArray* each : {&b, &m24, &b24, &deviation, &g, &bias}) {
+        if (*each) kept_.push_back(**each);
+    }
+    prepare(job);
+    if (shape3) *this = with_shape(*shape3);
+}
+
+Prepared Prepared::with_shape(const std::vector<int64_t>& shape3) const {
+    int64_t left = job_.size;
+    bool fits = shape3.size() == 3;
+    for (const int64_t size : shape3) {
+        fits = fits && size > 0 && left % size == 0;
+        if (fits) left /= size;
+    }
+    if (!fits || left != 1) throw py::value_error("shape3 is not the shape of one image of these matrices");
+    Prepared other = *this;
+    other.shape3_.assign(shape3.begin(), shape3.end());
+    return other;
+}
+
+// Distance in bytes between images that are each contiguous.
+ptrdiff_t Prepared::check_images(const py::array& array, const char* role, Stored stored, int64_t n,
+                                 bool written) const {
+    check_elements(array, role, stored, written);
+    if (array.ndim() != 4 || array.shape(1) != outer_ || array.shape(2) != channels_ || array.shape(3) != inner_) {
+        throw py::value_error(std::string(role) + " of shape " + text(array) + " does not fit the matrix M");
+    }
+    if (array.shape(0) != n) throw py::value_error("images and out have different numbers of images");
+    if (n == 0) return 0;
+    if (!is_dense(array, 1)) throw py::value_error("each image of " + std::string(role) + " must be contiguous");
+    const ptrdiff_t bytes = job_.size * stored.size;
+    if (n == 1) return bytes;
+    const ptrdiff_t step = array.strides(0);
+    if (step % stored.size != 0) throw py::value_error(std::string(role) + " is not aligned to its elements");
+    if (written && (step < 0 ? -step : step) < bytes) throw py::value_error("images of out overlap each other");
+    return step;
+}
+
+// Both directions take the same arguments; `inverse` swaps what is uint8 and what is `dtype`.
+Job Prepared::checked(bool inverse, const py::array& images, const py::array& out, const OptionalArray& bounds) const {
+    Job job = job_;
+    if (images.ndim() != 4) throw py::value_error("images must be (N, outer, C, inner), got " + text(images));
+    job.n = images.shape(0);
+    job.in_step = check_images(images, "images", inverse ? stored_ : kUint8, job.n, false);
+    job.out_step = check_images(out, "out", inverse ? kUint8 : stored_, job.n, true);
+    if (job.n > INT64_MAX / 64 / job.size) throw py::value_error("too many images");
+    if (job.is_minmax()) {
+        const py::ssize_t groups = job.normalize == Normalize::minmax_channel ? channels_ : 1;
+        const int32_t* pairs = parameters<int32_t>(bounds, "bounds", kInt32, {job.n, groups, 2});
+        if (!inverse && !bounds->writeable()) throw py::value_error("bounds is read-only");
+        job.bounds = const_cast<int32_t*>(pairs);
+    } else if (bounds) {
+        throw py::value_error("bounds belong to min-max only");
+    }
+    job.in = static_cast<const char*>(images.data());
+    job.out = static_cast<char*>(const_cast<void*>(out.data()));
+    return job;
+}
+
+void Prepared::affine(const py::array& images, const py::array& out, const OptionalArray& bounds, int threads) const {
+    const Job job = checked(false, images, out, bounds);
+    without_gil([&] { dlmt::affine(job, threads); });
+}
+
+int64_t Prepared::affine_inverse(const py::array& images, const py::array& out, const OptionalArray& bounds,
+                                 int threads) const {
+    const Job job = checked(true, images, out, bounds);
+    int64_t found = -1;
+    without_gil([&] { found = dlmt::affine_inverse(job, threads); });
+    return found;
+}
+
+// `job` with memory and a number of images, but perhaps without bounds.
+void Prepared::run(Job& job, int threads, bool keep_gil) const {
+    job.in_step = job.size;
+    job.out_step = job.size * stored_.size;
+    std::array<int32_t, 64> few;
+    std::vector<int32_t> many;
+    if (job.is_minmax()) {
+        const auto pairs = static_cast<size_t>(job.n * job.groups);
+        if (pairs * 2 > few.size()) many.resize(pairs * 2);
+        job.bounds = many.empty() ? few.data() : many.data();
+    }
+    if (keep_gil) return dlmt::affine(job, 1);
+    without_gil([&] { dlmt::affine(job, threads); });
+}
+
+bool Prepared::direct(py::handle images, py::handle out, py::handle threads) const {
+    if (shape3_.empty() || !plain_dtype_) return false;
+    const Plain source(images), target(out);
+    if (source.number != kUint8.number || target.number != stored_.number || !target.writeable) return false;
+    Job job = job_;
+    job.n = source.count(shape3_);
+    if (job.n < 0 || target.axes != source.axes || target.count(shape3_) != job.n) return false;
+    const int64_t in_bytes = job.n * job.size, out_bytes = in_bytes * stored_.size;
+    const auto in_at = reinterpret_cast<uintptr_t>(source.data), out_at = reinterpret_cast<uintptr_t>(target.data);
+    const bool apart =
+        in_at + static_cast<size_t>(in_bytes) <= out_at || out_at + static_cast<size_t>(out_bytes) <= in_at;
+    if (!apart && !(in_at == out_at && stored_.size == 1)) return false;
+    if (!PyLong_CheckExact(threads.ptr())) return false;
+    int overflow = 0;
+    const long asked = PyLong_AsLongAndOverflow(threads.ptr(), &overflow);
+    if (overflow != 0 || asked < 1) return false;
+    job.in = source.data;
+    job.out = target.data;
+    try {
+        kernels();
+    } catch (const LevelError&) {
+        return false;
+    }
+    run(job, static_cast<int>(std::min(asked, 1L << 20)), in_bytes <= kKeepGil);
+    return true;
+}
+
+void Prepared::direct_pointers(uintptr_t in, uintptr_t out, int64_t n, int threads) const {
+    if (n <= 0) return;
+    Job job = job_;
+    job.n = n;
+    job.in = reinterpret_cast<const char*>(in);
+    job.out = reinterpret_cast<char*>(out);
+    run(job, threads, n * job.size <= kKeepGil);
+}
+
+}  // namespace dlmt

@@ -1,0 +1,17 @@
+// What the levels with vectors of their own share. Included once per such level, after its vectors.
+
+namespace dlmt {
+namespace DLMT_LEVEL {
+namespace {
+
+// Elements before the first that a vector store aligned to its size can begin with, at most `count`.
+template <class T>
+DLMT_INLINE int64_t unaligned(const T* to, int64_t count) {
+    const auto past = static_cast<int64_t>(reinterpret_cast<uintptr_t>(to) % kBytes);
+    const int64_t head = past == 0 ? 0 : (kBytes - past) / static_cast<int64_t>(sizeof(T));
+    return head < count ? head : count;
+}
+
+}  // namespace
+}  // namespace DLMT_LEVEL
+}  // namespace dlmt
