@@ -5,6 +5,7 @@ Used by `functional` alone. torch is never imported here unless a tensor came in
 
 from __future__ import annotations
 
+import math
 import sys
 from dataclasses import dataclass, replace
 from typing import Any
@@ -13,7 +14,9 @@ import numpy as np
 
 from .backends.contract import STORAGE, Array
 from .errors import BackendError, InputTypeError, ParameterError, wrong_dtype, wrong_kind, wrong_shape
+from .schemes.plan import Plan
 
+_HUGE_BYTES = 4 << 20
 LAYOUTS = ("NCHW", "NHWC", "CHW", "HWC")
 Shape = tuple[int, int, int]
 _AXES = {"CHW": (0, 1, 2, 3), "HWC": (0, 2, 3, 1)}  # from NCHW to N + order
@@ -108,14 +111,37 @@ def allocate(like: Images, dtype: str, plan_shape: Shape) -> Images:
         raise _no_bfloat16("images")
     order = like.order or ("HWC" if abs(like.array.strides[1]) < abs(like.array.strides[3]) else "CHW")
     if like.kind == "torch":
-        import torch
-
-        sizes = [like.array.shape[axis] for axis in _AXES[order]]
-        tensor = torch.empty(sizes, dtype=getattr(torch, dtype))
-        array = _tensor_memory(tensor, dtype).transpose(_BACK[order])
+        array = _tensor_memory(_new_tensor([like.array.shape[axis] for axis in _AXES[order]], dtype), dtype)
+        array = array.transpose(_BACK[order])
     else:
         array = _empty(like.array.shape, order, STORAGE[dtype])
     return replace(like, array=array, order=order, dtype=dtype)
+
+
+def fresh_like(images: Any, plan: Plan) -> Any:
+    """Uninitialised memory for the result of plain, contiguous images; None for all others."""
+    if type(plan) is not Plan:
+        return None
+    if type(images) is np.ndarray:
+        plain = plan.dtype != "bfloat16" and images.flags.c_contiguous
+        return np.empty(images.shape, STORAGE[plan.dtype]) if plain else None
+    torch = sys.modules.get("torch")
+    if torch is None or type(images) is not torch.Tensor or images.device.type != "cpu" or not images.is_contiguous():
+        return None
+    return _new_tensor(images.shape, plan.dtype)
+
+
+def _new_tensor(sizes: Any, dtype: str) -> Any:
+    """An uninitialised tensor. Large ones come from NumPy, which asks for huge pages: first touch is several times
+    cheaper."""
+    import torch
+
+    storage = STORAGE[dtype]
+    if math.prod(sizes) * storage.itemsize < _HUGE_BYTES:
+        return torch.empty(sizes, dtype=getattr(torch, dtype))
+    if dtype == "bfloat16":
+        return torch.from_numpy(np.empty(tuple(sizes), np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(np.empty(tuple(sizes), storage))
 
 
 def to_caller(result: Images, like: Images) -> Any:

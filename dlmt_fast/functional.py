@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import Images, adopt, allocate, is_tensor, to_caller
+from .arrays import Images, adopt, allocate, fresh_like, is_tensor, to_caller
 from .backends.contract import Array, Bounds
+from .direct import default_threads, try_direct
 from .errors import DecryptError, InputShapeError, InputTypeError, ParameterError
 from .schemes.plan import Plan
 
@@ -50,6 +49,10 @@ def encrypt(
         InputShapeError: the shape does not fit the plan and layout.
         BackendError: the backend cannot run here or cannot take this input.
     """
+    if not return_bounds:
+        result = fresh_like(images, plan) if out is None else out
+        if result is not None and try_direct(images, plan, result, layout, backend, threads):
+            return result
     checked = adopt(images, "images", "uint8", _plan(plan).shape, layout)
     target = _target(out, checked, plan.dtype, plan)
     module, limit = backends.get(backend), _threads(threads)
@@ -144,10 +147,7 @@ def _overlaps_itself(array: Array) -> bool:
 
 def _threads(threads: int | None) -> int:
     if threads is None:
-        torch = sys.modules.get("torch")
-        if torch is not None and hasattr(torch, "get_num_threads"):
-            return int(torch.get_num_threads())
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return default_threads()
     if isinstance(threads, bool) or not isinstance(threads, int) or threads < 1:
         raise ParameterError(f"threads must be an integer of at least 1, or None; got {threads!r}")
     return threads

@@ -95,6 +95,7 @@ class Plan(SecretHolder):
         self._check_float16()
         self._M, self._B = scheme.matrices(key, shape)
         self._cache: dict[str, Coefficients] = {}
+        self.direct: dict[Any, Any] = {}  # what `direct.py` keeps with the plan
         self._worst: tuple[bool, int] | None = None
 
     def coefficients(self, order: str) -> Coefficients:
@@ -160,7 +161,8 @@ class Plan(SecretHolder):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if not export_is_allowed():
             raise refuse_export("Plan")
-        state = {name: value for name, value in self.__dict__.items() if name != "_cache"} | {"_cache": {}}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_cache", "direct")}
+        state |= {"_cache": {}, "direct": {}}
         return (_restore, (state,))
 
     def __repr__(self) -> str:
