@@ -209,6 +209,29 @@ def demo(
         _report(facts, as_json, "")
 
 
+@app.command()
+def bench(
+    quick: Annotated[bool, typer.Option("--quick", help="Smaller workloads, under a minute.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Also append the rows to this file, one JSON object a line.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: our backends beside its own limit and the peers that are installed."""
+    from .bench import QUICK, WORKLOADS, machine, report
+    from .bench.run import all_threads, run
+
+    workloads, rounds, budget = (QUICK, 9, 1.5) if quick else (WORKLOADS, 15, 15.0)
+    facts = machine.describe()
+    rows = []
+    for part in run(workloads.values(), all_threads(), rounds, budget, lambda text: _console().print(text)):
+        rows += part
+        if output is not None:
+            report.write_rows(output, part, facts)
+    plain = [row.as_dict() for row in rows]
+    _report({"machine": facts, "rows": plain}, as_json, f"{facts['cpu']}\n\n{report.table(plain)}\n\n{report.LEGEND}")
+
+
 def _report(facts: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(facts) if as_json else text)
 
