@@ -205,8 +205,18 @@ def _tensor_memory(tensor: Any, dtype: str) -> Array:
 def _logical(array: Array, shape: tuple[int, ...], plan_shape: Shape, layout: str, role: str) -> tuple[bool, Array]:
     """(whether it is a batch, the view with axes NCHW)."""
     order = layout[-3:]
-    expected = plan_shape if order == "CHW" else (plan_shape[1], plan_shape[2], plan_shape[0])
+    batched = check_shape(role, shape, plan_shape, layout)
+    return batched, (array if batched else array[None]).transpose(_BACK[order])
+
+
+def check_shape(role: str, shape: tuple[int, ...], plan_shape: Shape, layout: str) -> bool:
+    """Whether a shape is a batch.
+
+    Raises:
+        InputShapeError: it is neither a batch nor an image of the plan in this layout.
+    """
+    expected = plan_shape if layout[-3:] == "CHW" else (plan_shape[1], plan_shape[2], plan_shape[0])
     batched = layout.startswith("N") and len(shape) == 4
     if shape[1 if batched else 0 :] != expected:
         raise wrong_shape(role, shape, plan_shape, layout)
-    return batched, (array if batched else array[None]).transpose(_BACK[order])
+    return batched

@@ -69,13 +69,28 @@ def try_direct(images: Any, plan: Any, out: Any, layout: str, backend: str, thre
             threads = 1 if images.size < SMALL else default_threads()
         return bool(found.numpy(images, out, threads))
     torch = sys.modules.get("torch")
-    if torch is None or type(images) is not torch.Tensor or type(out) is not torch.Tensor or _watched(torch):
+    if torch is None or type(images) is not torch.Tensor or type(out) is not torch.Tensor:
         return False
     if threads is None:
         threads = torch.get_num_threads()
     elif type(threads) is not int or threads < 1:
         return False
     return bool(found.torch(torch, images, out, threads))
+
+
+def torch_looks_on(images: Any) -> bool:
+    """Whether `images` is a tensor and torch wants to see what happens to it: tracing, fake tensors, vmap, dispatch
+    modes. Its memory is then off limits."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(images, torch.Tensor):
+        return False
+    if torch.compiler.is_compiling():
+        return True
+    return bool(
+        type(images).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.maybe_current_level() is not None
+    )
 
 
 def default_threads() -> int:
@@ -86,15 +101,6 @@ def default_threads() -> int:
     import os
 
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _watched(torch: Any) -> bool:
-    """Whether torch wants to see every operation (fake tensors, tracing, vmap), so that raw memory is off limits."""
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._len_torch_function_stack()
-        or torch._C._functorch.maybe_current_level() is not None
-    )
 
 
 def _prepare(plan: Plan, layout: Any, backend: Any) -> Direct | None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from . import backends
 from .arrays import Images, adopt, allocate, fresh_like, is_tensor, to_caller
 from .backends.contract import Array, Bounds
-from .direct import default_threads, try_direct
+from .direct import default_threads, torch_looks_on, try_direct
 from .errors import DecryptError, InputShapeError, InputTypeError, ParameterError
 from .schemes.plan import Plan
 
@@ -49,6 +49,17 @@ def encrypt(
         InputShapeError: the shape does not fit the plan and layout.
         BackendError: the backend cannot run here or cannot take this input.
     """
+    if type(images) is not np.ndarray and torch_looks_on(images):
+        from . import traced
+
+        return traced.encrypt(images, _plan(plan), out, layout, backend, threads, return_bounds)
+    return encrypt_now(images, plan, out, layout, backend, threads, return_bounds)
+
+
+def encrypt_now(
+    images: Any, plan: Plan, out: Any, layout: str, backend: str, threads: int | None, return_bounds: bool
+) -> Any:
+    """`encrypt` on memory that is there: a backend is called, torch sees nothing of it."""
     if not return_bounds:
         result = fresh_like(images, plan) if out is None else out
         if result is not None and try_direct(images, plan, result, layout, backend, threads):
@@ -94,6 +105,15 @@ def decrypt(
             outside the plan's. That proves a wrong key or damage; its absence proves neither.
         InputTypeError, InputShapeError, BackendError: as for `encrypt`.
     """
+    if type(images) is not np.ndarray and torch_looks_on(images):
+        from . import traced
+
+        return traced.decrypt(images, _plan(plan), bounds, out, layout, backend, threads)
+    return decrypt_now(images, plan, bounds, out, layout, backend, threads)
+
+
+def decrypt_now(images: Any, plan: Plan, bounds: Any, out: Any, layout: str, backend: str, threads: int | None) -> Any:
+    """`decrypt` on memory that is there."""
     checked = adopt(images, "images", _plan(plan).dtype, plan.shape, layout)
     given = _given_bounds(bounds, plan, checked)
     target = _target(out, checked, "uint8", plan)

@@ -36,6 +36,7 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.arrays": "functional",
     "dlmt_fast.direct": "functional",
     "dlmt_fast.functional": "functional",
+    "dlmt_fast.traced": "functional",
     "dlmt_fast.torch_ops": "torch_ops",
     "dlmt_fast.checking": "checking",
     "dlmt_fast.transforms": "transforms",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import secrets
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
@@ -96,6 +98,7 @@ class Plan(SecretHolder):
         self._M, self._B = scheme.matrices(key, shape)
         self._cache: dict[str, Coefficients] = {}
         self.direct: dict[Any, Any] = {}  # what `direct.py` keeps with the plan
+        self.handle = _register(self)
         self._worst: tuple[bool, int] | None = None
 
     def coefficients(self, order: str) -> Coefficients:
@@ -161,7 +164,7 @@ class Plan(SecretHolder):
     def __reduce_ex__(self, protocol: Any) -> Any:
         if not export_is_allowed():
             raise refuse_export("Plan")
-        state = {name: value for name, value in self.__dict__.items() if name not in ("_cache", "direct")}
+        state = {name: value for name, value in self.__dict__.items() if name not in ("_cache", "direct", "handle")}
         state |= {"_cache": {}, "direct": {}}
         return (_restore, (state,))
 
@@ -175,7 +178,30 @@ class Plan(SecretHolder):
 def _restore(state: dict[str, Any]) -> Plan:
     plan = Plan.__new__(Plan)
     plan.__dict__.update(state)
+    plan.handle = _register(plan)
     return plan
+
+
+_living: weakref.WeakValueDictionary[int, Plan] = weakref.WeakValueDictionary()
+
+
+def _register(plan: Plan) -> int:
+    """A number that names a plan within this process; random, so that no cache on disk takes it for another's."""
+    handle = secrets.randbits(62)
+    _living[handle] = plan
+    return handle
+
+
+def plan_of(handle: int) -> Plan:
+    """The living plan of a handle.
+
+    Raises:
+        ParameterError: it is gone, or of another process.
+    """
+    found = _living.get(handle)
+    if found is None:
+        raise ParameterError("this graph was made with a plan that no longer exists in this process; make it anew")
+    return found
 
 
 def rounded_div(p: NDArray[np.int64], q: int) -> NDArray[np.int64]:

@@ -1,0 +1,215 @@
+"""torch.compile, fake tensors, vmap and modes: the operators give what the direct call gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import dlmt_fast as dlmt
+import dlmt_fast.traced  # defines the operators
+
+SCHEMES = {
+    "mat": dlmt.DLMT("mat"),
+    "mmt": dlmt.DLMT("mmt"),
+    "rise_mmt": dlmt.DLMT("rise_mmt", rise_v=300),
+    "mat_mmt": dlmt.DLMT("mat_mmt"),
+    "mmt_mat": dlmt.DLMT("mmt_mat"),
+}
+PAIRS = [
+    ("none", "int32"),
+    *((n, d) for n in ("range", "minmax", "minmax_channel") for d in ("uint8", "float32", "float16", "bfloat16")),
+]
+SHAPE = (3, 6, 5)
+MEMORY = {"NCHW": "contiguous", "NHWC": "contiguous", "channels_last": "channels_last", "strided": "strided"}
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+
+
+def images_for(memory: str, count: int = 4) -> tuple[torch.Tensor, str]:
+    """A batch and its layout."""
+    x = torch.from_numpy(np.random.default_rng(count).integers(0, 256, (count, *SHAPE), dtype=np.uint8))
+    if memory == "NHWC":
+        return x.permute(0, 2, 3, 1).contiguous(), "NHWC"
+    if memory == "channels_last":
+        return x.contiguous(memory_format=torch.channels_last), "NCHW"
+    if memory == "strided":
+        return x.repeat_interleave(2, 3)[..., ::2], "NCHW"
+    return x, "NCHW"
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal to the bit."""
+    as_bytes = [t.contiguous().view(torch.uint8) if t.dtype != torch.uint8 else t for t in (a, b)]
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(*as_bytes)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+@pytest.mark.parametrize(("normalize", "dtype"), PAIRS)
+@pytest.mark.parametrize("mode", SCHEMES)
+def test_opcheck_and_equality(mode: str, normalize: str, dtype: str, memory: str, key: dlmt.Key) -> None:
+    plan = SCHEMES[mode].plan(key, SHAPE, normalize, dtype)
+    images, layout = images_for(memory)
+    y, bounds = dlmt.encrypt(images, plan, layout=layout, return_bounds=True)
+    through, limits = torch.ops.dlmt.affine(images, plan.handle, layout, "auto", 0, True)
+    assert same(through, y)
+    assert torch.equal(limits.reshape(bounds.shape), bounds)
+    back = torch.ops.dlmt.affine_inverse(through, bounds, plan.handle, layout, "auto", 0)
+    assert torch.equal(back, dlmt.decrypt(y, plan, bounds=bounds, layout=layout))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(
+        torch.ops.dlmt.affine.default, (images, plan.handle, layout, "auto", 1, True), test_utils=checks
+    )
+    torch.library.opcheck(
+        torch.ops.dlmt.affine_inverse.default, (y, bounds, plan.handle, layout, "auto", 1), test_utils=checks
+    )
+
+
+@pytest.mark.parametrize(("normalize", "dtype"), [("none", "int32"), ("range", "uint8"), ("minmax", "float32")])
+def test_opcheck_whole(normalize: str, dtype: str, key: dlmt.Key) -> None:
+    plan = SCHEMES["mat_mmt"].plan(key, SHAPE, normalize, dtype)
+    images, layout = images_for("NCHW")
+    y, bounds = dlmt.encrypt(images, plan, layout=layout, return_bounds=True)
+    torch.library.opcheck(torch.ops.dlmt.affine.default, (images, plan.handle, layout, "auto", 0, False))
+    torch.library.opcheck(torch.ops.dlmt.affine_inverse.default, (y, bounds, plan.handle, layout, "auto", 0))
+
+
+@pytest.mark.parametrize(("normalize", "dtype"), PAIRS)
+def test_compiles_whole_and_once_more_for_another_batch(normalize: str, dtype: str, key: dlmt.Key) -> None:
+    torch._dynamo.reset()
+    plan = SCHEMES["mmt_mat"].plan(key, SHAPE, normalize, dtype)
+    counter = CompileCounterWithBackend("aot_eager")
+
+    @torch.compile(fullgraph=True, backend=counter)
+    def there_and_back(images: torch.Tensor) -> Any:
+        y, bounds = dlmt.encrypt(images, plan, return_bounds=True)
+        return y, bounds, dlmt.decrypt(y, plan, bounds=bounds)
+
+    for count in (4, 4, 7, 9, 4, 65):
+        images, _ = images_for("NCHW", count)
+        y, bounds = dlmt.encrypt(images, plan, return_bounds=True)
+        got = there_and_back(images)
+        assert same(got[0], y)
+        assert torch.equal(got[1], bounds)
+        assert torch.equal(got[2], dlmt.decrypt(y, plan, bounds=bounds))
+    assert counter.frame_count <= 2
+
+
+def test_inductor(key: dlmt.Key) -> None:
+    torch._dynamo.reset()
+    plan = SCHEMES["mat_mmt"].plan(key, SHAPE, "range", "float32")
+    images, _ = images_for("channels_last")
+    fused = torch.compile(lambda x: dlmt.encrypt(x, plan) * 2 + 1, fullgraph=True)
+    assert torch.equal(fused(images), dlmt.encrypt(images, plan) * 2 + 1)
+
+
+@pytest.mark.parametrize("memory", MEMORY)
+def test_fake_tensors_have_the_shape_dtype_and_strides_of_real_ones(memory: str, key: dlmt.Key) -> None:
+    plan = SCHEMES["mat_mmt"].plan(key, SHAPE, "minmax_channel", "float16")
+    images, layout = images_for(memory)
+    real = torch.ops.dlmt.affine(images, plan.handle, layout, "auto", 0, True)
+    with FakeTensorMode() as mode:
+        fake = dlmt.encrypt(mode.from_tensor(images), plan, layout=layout)
+    assert (fake.shape, fake.dtype, fake.stride()) == (real[0].shape, real[0].dtype, real[0].stride())
+
+
+@pytest.mark.parametrize(("normalize", "dtype"), PAIRS)
+@pytest.mark.parametrize("inner_batch", [False, True])
+def test_vmap(normalize: str, dtype: str, inner_batch: bool, key: dlmt.Key) -> None:
+    plan = SCHEMES["mat_mmt"].plan(key, SHAPE, normalize, dtype)
+    images, _ = images_for("NCHW", 6)
+    expected, limits = dlmt.encrypt(images, plan, return_bounds=True)
+    mapped = images.reshape(2, 3, *SHAPE) if inner_batch else images
+    y, bounds = torch.vmap(lambda x: dlmt.encrypt(x, plan, return_bounds=True))(mapped)
+    assert same(y.reshape(expected.shape), expected)
+    assert torch.equal(bounds.reshape(limits.shape), limits)
+    back = torch.vmap(lambda x, b: dlmt.decrypt(x, plan, bounds=b))(y, bounds)
+    assert torch.equal(back.reshape(images.shape), dlmt.decrypt(expected, plan, bounds=limits))
+
+
+def test_a_dispatch_mode_sees_the_operator(key: dlmt.Key) -> None:
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    plan = SCHEMES["mat_mmt"].plan(key, SHAPE)
+    images, _ = images_for("NCHW")
+    expected = dlmt.encrypt(images, plan)
+    with Watch():
+        y = dlmt.encrypt(images, plan)
+    assert torch.equal(y, expected)
+    assert "dlmt.affine.default" in seen
+
+
+def test_autocast_and_inference_mode(key: dlmt.Key) -> None:
+    plan = SCHEMES["mat_mmt"].plan(key, SHAPE, "range", "float32")
+    images, _ = images_for("NCHW")
+    expected = dlmt.encrypt(images, plan)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert same(dlmt.encrypt(images, plan), expected)
+        assert same(torch.ops.dlmt.affine(images, plan.handle, "NCHW", "auto", 0, False)[0], expected)
+    with torch.inference_mode():
+        assert torch.equal(dlmt.encrypt(images, plan), expected)
+        assert torch.equal(dlmt.encrypt(images.clone(), plan), expected)
+
+
+def test_what_requires_grad_is_refused_everywhere(key: dlmt.Key) -> None:
+    plan = SCHEMES["mat_mmt"].plan(key, SHAPE, "range", "float32")
+    y = dlmt.encrypt(images_for("NCHW")[0], plan).requires_grad_()
+    with pytest.raises(dlmt.errors.InputTypeError, match="not differentiable"):
+        dlmt.decrypt(y, plan)
+    with pytest.raises(dlmt.errors.InputTypeError, match="not differentiable"):
+        torch.ops.dlmt.affine_inverse(y, None, plan.handle, "NCHW", "auto", 0)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_graph_with_the_transform_is_not_exported(strict: bool, key: dlmt.Key) -> None:
+    plan = SCHEMES["mat_mmt"].plan(key, SHAPE)
+
+    class Model(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> Any:
+            return dlmt.encrypt(x, plan)
+
+    with pytest.raises(Exception, match="cannot be part of an exported graph"):
+        torch.export.export(Model(), (images_for("NCHW")[0],), strict=strict)
+
+
+def test_wrong_inputs_are_refused_while_tracing(key: dlmt.Key) -> None:
+    plan = SCHEMES["mat_mmt"].plan(key, SHAPE, "minmax")
+    images, _ = images_for("NCHW")
+    with FakeTensorMode() as mode:
+        x = mode.from_tensor(images)
+        with pytest.raises(dlmt.errors.InputShapeError, match='layout="NHWC"'):
+            dlmt.encrypt(x.permute(0, 2, 3, 1), plan)
+        with pytest.raises(dlmt.errors.InputTypeError, match="nothing is cast silently"):
+            dlmt.encrypt(x.float(), plan)
+        with pytest.raises(dlmt.errors.ParameterError, match="unknown backend"):
+            dlmt.encrypt(x, plan, backend="fast")
+        with pytest.raises(dlmt.errors.ParameterError, match="threads"):
+            dlmt.encrypt(x, plan, threads=0)
+        with pytest.raises(dlmt.errors.ParameterError, match="bounds"):
+            dlmt.decrypt(x, plan)
+        with pytest.raises(dlmt.errors.InputTypeError, match="expected a plan"):
+            dlmt.encrypt(x, "plan")
+
+
+def test_a_graph_outlives_no_plan() -> None:
+    with pytest.raises(dlmt.errors.ParameterError, match="no longer exists"):
+        torch.ops.dlmt.affine(images_for("NCHW")[0], 1, "NCHW", "auto", 0, False)
+
+
+def test_out_is_written_while_tracing(key: dlmt.Key) -> None:
+    torch._dynamo.reset()
+    plan = SCHEMES["mat_mmt"].plan(key, SHAPE)
+    images, _ = images_for("NCHW")
+    out = torch.zeros_like(images)
+    torch.compile(lambda x, y: dlmt.encrypt(x, plan, out=y), fullgraph=True, backend="aot_eager")(images, out)
+    assert torch.equal(out, dlmt.encrypt(images, plan))
