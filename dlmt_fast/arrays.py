@@ -138,7 +138,7 @@ def _new_tensor(sizes: Any, dtype: str) -> Any:
 
     storage = STORAGE[dtype]
     if math.prod(sizes) * storage.itemsize < _HUGE_BYTES:
-        return torch.empty(sizes, dtype=getattr(torch, dtype))
+        return torch.empty(sizes, dtype=getattr(torch, dtype), device="cpu")  # whatever the default device
     if dtype == "bfloat16":
         return torch.from_numpy(np.empty(tuple(sizes), np.int16)).view(torch.bfloat16)
     return torch.from_numpy(np.empty(tuple(sizes), storage))

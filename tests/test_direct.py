@@ -138,14 +138,16 @@ def test_what_is_not_plain_goes_the_general_way(case: str, key: dlmt.Key, taken:
     assert got == expected if isinstance(expected, tuple) else np.array_equal(got, expected)
 
 
-def test_torch_modes_see_their_tensors(key: dlmt.Key, taken: list[bool]) -> None:
+@pytest.mark.parametrize("count", [2, 100_000])
+def test_another_default_device_changes_nothing(count: int, key: dlmt.Key, taken: list[bool]) -> None:
     plan = SCHEME.plan(key, SHAPE)
-    images, out = torch.zeros((2, *SHAPE), dtype=torch.uint8), torch.zeros((2, *SHAPE), dtype=torch.uint8)
-    with torch.device("cpu"):  # a torch function mode
-        dlmt.encrypt(images, plan, out=out)
-    assert taken == [False]
-    dlmt.encrypt(images, plan, out=out)
-    assert taken == [False, True]
+    images = torch.zeros((count, *SHAPE), dtype=torch.uint8)
+    expected = general(images, plan)
+    with torch.device("meta"):
+        assert torch.equal(dlmt.encrypt(images, plan), expected)
+        assert torch.equal(general(images, plan), expected)
+        assert dlmt.encrypt(images, plan, return_bounds=True)[1].device.type == "cpu"
+    assert taken == [True]
 
 
 def test_large_fresh_tensors_are_ordinary_tensors(key: dlmt.Key) -> None:
