@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,11 @@ from .schemes.plan import Plan
 
 #: Images that do not lie in memory as the kernels read them pass through a buffer of about this size, slice by slice.
 STAGE_BYTES = 1 << 20
+
+#: Who looks on while images are transformed (see `checking`): each is called with (images, plan, out, layout,
+#: backend, threads) before the work, and gives None, or what to call with (result, bounds or None) after it.
+observers: list[Callable[..., Callable[[Any, Any], None] | None]] = []
+unobserved: ContextVar[bool] = ContextVar("dlmt_fast_unobserved", default=False)
 
 
 def encrypt(
@@ -60,6 +66,8 @@ def encrypt_now(
     images: Any, plan: Plan, out: Any, layout: str, backend: str, threads: int | None, return_bounds: bool
 ) -> Any:
     """`encrypt` on memory that is there: a backend is called, torch sees nothing of it."""
+    if observers and not unobserved.get():
+        return _observed(images, plan, out, layout, backend, threads, return_bounds)
     if not return_bounds:
         result = fresh_like(images, plan) if out is None else out
         if result is not None and try_direct(images, plan, result, layout, backend, threads):
@@ -76,6 +84,32 @@ def encrypt_now(
         )
     y = out if out is not None else to_caller(target, checked)
     return (y, _bounds_to_caller(bounds, plan, checked)) if return_bounds else y
+
+
+def _observed(images: Any, plan: Plan, out: Any, layout: str, *options: Any) -> Any:
+    """`encrypt_now` while somebody looks on: the input is shown before, since `out` may be the images themselves."""
+    *shown, return_bounds = options
+    token = unobserved.set(True)
+    try:
+        after = [begin(images, plan, out, layout, *shown) for begin in tuple(observers)]
+        given = encrypt_now(images, plan, out, layout, *options)
+        for end in after:
+            if end is not None:
+                end(*(given if return_bounds else (given, None)))
+    finally:
+        unobserved.reset(token)
+    return given
+
+
+def runs_on(images: Any, backend: str = "auto") -> tuple[str, str]:
+    """(backend, place): what `encrypt` uses for such images, as ("native", "CPU level avx2").
+
+    Raises:
+        ParameterError, BackendError: as for `encrypt`.
+    """
+    name = backends.auto().name if backend == "auto" else backend
+    level = getattr(backends.get(name), "level", None)
+    return name, "CPU" if level is None else f"CPU level {level()}"
 
 
 def decrypt(
