@@ -39,7 +39,8 @@ void copy(const py::array& images, const py::array& out, bool streaming, int thr
 PYBIND11_MODULE(_cpu, module) {
     module.doc() = "The CPU loops of dlmt_fast; use dlmt_fast.backends.native.";
     py::register_exception<dlmt::LevelError>(module, "LevelError", PyExc_ValueError);
-    py::class_<Prepared>(module, "Prepared", "A plan's coefficients, checked once and kept.")
+    // Local to the module, so that two builds can be loaded and compared.
+    py::class_<Prepared>(module, "Prepared", py::module_local(), "A plan's coefficients, checked once and kept.")
         .def(py::init<const std::string&, const std::string&, int64_t, int64_t, const py::array&,
                       const dlmt::OptionalArray&, const dlmt::OptionalArray&, const dlmt::OptionalArray&,
                       const dlmt::OptionalArray&, const dlmt::OptionalArray&, const dlmt::OptionalArray&,

@@ -115,6 +115,8 @@ Prepared::Prepared(const std::string& normalize, const std::string& dtype, int64
         if (*each) kept_.push_back(**each);
     }
     prepare(job);
+    without_gil([&] { derived_ = derive(job); });
+    job.derived = derived_.get();
     if (shape3) *this = with_shape(*shape3);
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bind_arrays.h"
+#include "cpu/derived.h"
 
 namespace dlmt {
 
@@ -41,6 +42,7 @@ class Prepared {
     bool plain_dtype_;                      // whether NumPy has it
     std::vector<py::ssize_t> shape3_;       // empty: `direct` takes nothing
     std::vector<py::array> kept_;           // what job_ points into
+    std::shared_ptr<const Derived> derived_;
 };
 
 }  // namespace dlmt

@@ -13,6 +13,8 @@ enum class Dtype : uint8_t { uint8, uint16, int32, float32, float16, bfloat16 };
 // The longest row of parameters that is spread out element by element (see `Job::row`).
 constexpr int64_t kMaxRow = 512;
 
+struct Derived;
+
 // Images are (n, outer, channels, inner), each contiguous, `step` bytes apart. Of `in` and `out`, one is uint8 and the
 // other `dtype`: images are transformed to `dtype`, and back from it.
 struct Job {
@@ -37,6 +39,11 @@ struct Job {
     const float* g = nullptr;           // float "range" only
     const float* bias = nullptr;        // float dtypes only
     int32_t* bounds = nullptr;          // (n, groups, 2): lo and hi of each image; min-max only
+
+    const Derived* derived = nullptr;  // faster forms of the key, or null
+
+    // Set by `affine`: the result is too large for the caches to keep, so stores pass them by.
+    bool streaming = false;
 
     // Set by `prepare`.
     int64_t size = 0;    // elements of one image

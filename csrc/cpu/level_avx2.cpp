@@ -11,11 +11,15 @@
 #endif
 
 #define DLMT_LEVEL avx2
+#include "vectors_avx2.h"
+// What the vectors serve comes after them.
+#include "vectors_common.h"
+// The loops.
 #include "loops.h"
 #include "loops_copy.h"
 #include "loops_inverse.h"
-#include "vectors_avx2.h"
-#include "vectors_common.h"
+// These take the others' functors.
+#include "loops_rows.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -8,15 +8,20 @@
                              apply_to = function)
 #else
 #pragma GCC push_options
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 suspects its own avx512fintrin.h
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")
 #endif
 
 #define DLMT_LEVEL avx512
+#include "vectors_avx512.h"
+// What the vectors serve comes after them.
+#include "vectors_common.h"
+// The loops.
 #include "loops.h"
 #include "loops_copy.h"
 #include "loops_inverse.h"
-#include "vectors_avx512.h"
-#include "vectors_common.h"
+// These take the others' functors.
+#include "loops_rows.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

@@ -10,6 +10,7 @@
 #endif
 
 #include "../affine.h"
+#include "derived.h"
 #include "job.h"
 
 #define DLMT_INLINE inline __attribute__((always_inline))

@@ -177,7 +177,15 @@ void by_dtype(const Job& job, const int32_t* found, int64_t count, int64_t image
     }
 }
 
+#if defined(DLMT_VECTORS)
+// In loops_rows.h. Returns whether it did the work.
+bool range_by_rows(const Job& job, int64_t first_image, int64_t last_image, int64_t first, int64_t last);
+#endif
+
 void affine(const Job& job, int64_t first_image, int64_t last_image, int64_t first, int64_t last) {
+#if defined(DLMT_VECTORS)
+    if (range_by_rows(job, first_image, last_image, first, last)) return;
+#endif
     const int32_t *m = job.m + first, *b = job.b + first;
     if (job.m24 != nullptr) {
         return uniform(job, first_image, last_image, first, last, RangeUint8{job.m24 + first, job.b24 + first});

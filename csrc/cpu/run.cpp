@@ -20,6 +20,14 @@ constexpr int64_t kGrain = 32 * 1024;
 // others.
 constexpr int64_t kPartsPerThread = 4;
 
+// From this many bytes of results on, stores pass the caches: below it costs up to three times, above it wins half.
+constexpr int64_t kStreamingBytes = 8 << 20;
+
+int64_t bytes_of(Dtype dtype) {
+    if (dtype == Dtype::uint8) return 1;
+    return dtype == Dtype::int32 || dtype == Dtype::float32 ? 4 : 2;
+}
+
 // The images, in blocks of whole images; or, where images are few and large, each of them in blocks of positions.
 struct Blocks {
     Blocks(const Job& job, int threads) : images(job.n), size(job.size) {
@@ -124,7 +132,9 @@ void prepare(Job& job) {
     }
 }
 
-void affine(const Job& job, int threads) {
+void affine(const Job& given, int threads) {
+    Job job = given;
+    job.streaming = job.in != job.out && job.n * job.size * bytes_of(job.dtype) >= kStreamingBytes;
     const Kernels& use = kernels();
     if (job.n == 0) return;
     const Blocks blocks(job, threads);

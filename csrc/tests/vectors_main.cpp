@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "../cpu/derived.h"
 #include "../cpu/levels.h"
 #include "../cpu/run.h"
 
@@ -80,10 +81,12 @@ bool check_record(std::FILE* file, Counts& counts) {
     job.bias = bias.empty() ? nullptr : bias.data();
     job.g = g.empty() ? nullptr : g.data();
     dlmt::prepare(job);
+    const auto derived = dlmt::derive(job);
 
     for (const std::string& level : dlmt::levels()) {
         dlmt::set_level(level);
-        for (const int threads : {1, 3}) {
+        for (const int threads : {1, 3, -1}) {  // the last with the matrices alone
+            job.derived = threads < 0 ? nullptr : derived.get();
             const std::string where =
                 "record " + std::to_string(counts.records) + ", " + level + ", threads " + std::to_string(threads);
             std::vector<char> out(results.size()), back(images.size());

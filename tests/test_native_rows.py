@@ -1,0 +1,150 @@
+"""Forms of the key and orders of the work that only the C++ backend has: rows of several images, keys that go on past
+their end, stores past the caches. Always the reference's bits, and nothing written beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dlmt_fast as dlmt
+from dlmt_fast.backends import contract, reference
+from dlmt_fast.errors import BackendError
+
+try:
+    from dlmt_fast.backends import native
+except BackendError as error:
+    pytest.skip(str(error), allow_module_level=True)
+
+STREAMED = 9 << 20  # bytes of results, which are then streamed
+OUTPUTS = [("range", "uint8"), ("range", "float32"), ("minmax", "uint8")]
+
+
+@pytest.fixture(params=native.levels())
+def level(request: pytest.FixtureRequest) -> Iterator[str]:
+    before = native.level()
+    native.set_level(request.param)
+    yield request.param
+    native.set_level(before)
+
+
+def coefficients(shape: tuple[int, int, int], normalize: str, dtype: str, scheme: Any = None, **options: Any) -> Any:
+    plan = (scheme or dlmt.DLMT("mat_mmt")).plan(dlmt.Key(bytes(range(32))), shape, normalize, dtype, **options)
+    return plan.coefficients("CHW")
+
+
+def make_images(k: Any, n: int, seed: int = 0) -> np.ndarray:
+    images = np.random.default_rng(seed).integers(0, 256, (n, *k.M.shape), np.uint8)
+    images[1::3] = 255
+    images[2::5] = 0
+    return images
+
+
+def make_bounds(k: Any, n: int) -> np.ndarray | None:
+    groups = {"minmax": 1, "minmax_channel": k.M.shape[1]}.get(k.normalize)
+    return np.zeros((n, groups, 2), np.int32) if groups else None
+
+
+def expected(images: np.ndarray, k: Any) -> np.ndarray:
+    out = np.empty(images.shape, contract.STORAGE[k.dtype])
+    for start in range(0, len(images), 64):
+        part = slice(start, start + 64)
+        reference.affine(images[part], k, out[part], make_bounds(k, len(images[part])))
+    return out
+
+
+def at(memory: np.ndarray, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+    return memory[offset : offset + int(np.prod(shape))].reshape(shape)
+
+
+def assert_same_bits(got: np.ndarray, want: np.ndarray) -> None:
+    np.testing.assert_array_equal(got.view(f"u{got.itemsize}"), want.view(f"u{want.itemsize}"))
+
+
+@pytest.mark.parametrize(("normalize", "dtype"), OUTPUTS)
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 1, 3), (1, 2, 7), (3, 4, 4), (1, 14, 14), (1, 28, 28), (3, 5, 13), (3, 32, 32)], ids=str
+)
+def test_rows_of_several_images(level: str, normalize: str, dtype: str, shape: tuple[int, int, int]) -> None:
+    """Whole rows, parts of rows, and places in memory where no row begins on a vector."""
+    k = coefficients(shape, normalize, dtype)
+    images = make_images(k, 300)
+    want = expected(images, k)
+    for n in (1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 127, 257, 300):
+        for offset in (0, 1, 17, 63):
+            source = at(np.zeros(images.size + 64, np.uint8), offset, (n, *k.M.shape))
+            source[...] = images[:n]
+            guarded = np.full(want.size + 256, 77, want.dtype)
+            out = at(guarded, offset + 64, source.shape)
+            native.affine(source, k, out, make_bounds(k, n), 1 + n % 2)
+            assert_same_bits(out, want[:n])
+            assert (guarded[: offset + 64] == 77).all()
+            assert (guarded[offset + 64 + out.size :] == 77).all()
+
+
+@pytest.mark.parametrize(("normalize", "dtype"), OUTPUTS)
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 32, 32), (3, 37, 31), (3, 224, 224), (1, 1500, 1501)], ids=str)
+def test_streamed_results(level: str, normalize: str, dtype: str, shape: tuple[int, int, int]) -> None:
+    k = coefficients(shape, normalize, dtype)
+    size = int(np.prod(shape)) * contract.STORAGE[dtype].itemsize
+    images = make_images(k, STREAMED // size + 3)
+    want = expected(images, k)
+    memory, guarded = np.zeros(images.size + 64, np.uint8), np.empty(want.size + 256, want.dtype)
+    for offset, threads in ((0, 1), (1, 3), (16, 2), (33, 1), (63, 1)):
+        source = at(memory, (offset * 5) % 64, images.shape)
+        source[...] = images
+        guarded[...] = 77
+        out = at(guarded, offset + 64, source.shape)
+        native.affine(source, k, out, make_bounds(k, len(images)), threads)
+        assert_same_bits(out, want)
+        assert (guarded[: offset + 64] == 77).all()
+        assert (guarded[offset + 64 + out.size :] == 77).all()
+
+
+@pytest.mark.parametrize(("normalize", "dtype"), OUTPUTS)
+def test_images_apart_and_streamed(level: str, normalize: str, dtype: str) -> None:
+    """Steps between images that are whole vectors, and that are not."""
+    for shape, gap in (((3, 64, 64), 0), ((3, 64, 64), 64), ((3, 64, 64), 4), ((3, 61, 64), 64 * 3)):
+        k = coefficients(shape, normalize, dtype)
+        size = int(np.prod(shape))
+        images = make_images(k, 2 * STREAMED // (size * contract.STORAGE[dtype].itemsize))
+        want = expected(images, k)
+        out = np.full((len(images), size + gap), 77, want.dtype)
+        view = out[:, :size].reshape(images.shape)
+        assert view.base is not None
+        native.affine(images, k, view, make_bounds(k, len(images)), 2)
+        assert_same_bits(np.ascontiguousarray(view), want)
+        assert (out[:, size:] == 77).all()
+        backwards = view[::-1]
+        native.affine(images, k, backwards, make_bounds(k, len(images)), 1)
+        assert_same_bits(np.ascontiguousarray(backwards), want)
+
+
+@pytest.mark.parametrize("normalize", ["range", "minmax", "minmax_channel"])
+def test_large_in_place(level: str, normalize: str) -> None:
+    for shape in ((1, 28, 28), (3, 32, 32), (3, 150, 151)):
+        k = coefficients(shape, normalize, "uint8")
+        memory = make_images(k, STREAMED // int(np.prod(shape)))
+        want = expected(memory, k)
+        native.affine(memory, k, memory, make_bounds(k, len(memory)), 2)
+        assert_same_bits(memory, want)
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        dlmt.DLMT("mat_mmt", max_v_add=255, max_v_mul=32896),  # hi - lo is 16776959, just below 2**24
+        dlmt.DLMT("mat_mmt", max_v_add=257, max_v_mul=32769),  # above
+        dlmt.DLMT("mat_mmt", max_v_add=8388608, max_v_mul=255),
+    ],
+    ids=lambda scheme: f"hi={scheme.hi}",
+)
+def test_floats_where_values_pass_their_exact_integers(level: str, scheme: Any) -> None:
+    for statistics in ({}, {"mean": [0.5, -0.25, 3], "std": [0.25, 1.5, 0.02]}):
+        k = coefficients((3, 40, 41), "range", "float32", scheme, **statistics)
+        images = make_images(k, 9)
+        out = np.empty(images.shape, np.float32)
+        native.affine(images, k, out, None, 1)
+        assert_same_bits(out, expected(images, k))
