@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence, Sized
 from typing import Any
 
+from .checking import Checker, Report
 from .errors import InputTypeError, ParameterError, missing, refuse_export
 from .functional import decrypt, encrypt
 from .keys import Key, SecretHolder, export_is_allowed
@@ -158,19 +159,71 @@ class Encrypt(_KeyTransform):
         mean, std: as torchvision's Normalize, for float outputs.
         transform_inputs: which inputs are images, where the rules below do not serve: indices into the flattened
             sample, or a function from the flattened list to booleans.
+        check: compare this share of the calls with the NumPy reference while training goes on (0.01), or "all" of
+            them; None does not. Over DataLoader's workers too: see `checking.Checker`.
+        check_seed: chooses the calls that are compared.
+        on_difference: "raise" a `CheckError` at the next call or in `close_check`, or "log" it.
 
     Images are tv_tensors.Image, PIL images in mode L or RGB, and pure uint8 tensors of 3 or 4 axes with 1 or 3
     channels. PIL images come back as tv_tensors.Image.
 
     Raises:
         InputTypeError: a sample without an image, a PIL image in another mode, or a tv_tensors.Video.
+        CheckError: with `check`, where an earlier call gave another value than the reference.
     """
+
+    def __init__(
+        self,
+        key: Key,
+        scheme: DLMT,
+        normalize: str = "range",
+        dtype: DTypeLike = None,
+        mean: Scalars = None,
+        std: Scalars = None,
+        transform_inputs: Sequence[int] | Callable[[list[Any]], list[bool]] | None = None,
+        check: float | str | None = None,
+        check_seed: int = 0,
+        on_difference: str = "raise",
+    ) -> None:
+        super().__init__(key, scheme, normalize, dtype, mean, std, transform_inputs)
+        self._checker = None if check is None else Checker(check, check_seed, on_difference)
+
+    def check_report(self) -> Report:
+        """What was compared so far, in this process and in its workers.
+
+        Raises:
+            ParameterError: it was made without `check`.
+        """
+        return self._checked().report()
+
+    def close_check(self) -> Report:
+        """End the check: wait for what is in line, log the report, and give it.
+
+        Raises:
+            CheckError: a value differed, in this process or in a worker, and `on_difference` is "raise".
+            ParameterError: it was made without `check`.
+        """
+        return self._checked().close()
+
+    def _checked(self) -> Checker:
+        if self._checker is None:
+            raise ParameterError("nothing is checked: make it with check=0.01 (a share of the calls) or check='all'")
+        return self._checker
 
     def _expected(self) -> str:
         return "uint8"
 
     def _call(self, tensor: torch.Tensor, plan: Plan) -> Any:
-        return encrypt(tensor, plan)
+        if self._checker is None:
+            return encrypt(tensor, plan)
+        end = self._checker.begin(tensor, plan)
+        result = encrypt(tensor, plan)
+        if end is not None:
+            end(result, None)
+        return result
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", check={self._checker.share!r}" if self._checker is not None else "")
 
 
 class Decrypt(_KeyTransform):

@@ -39,6 +39,7 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.traced": "functional",
     "dlmt_fast.torch_ops": "torch_ops",
     "dlmt_fast.checking": "checking",
+    "dlmt_fast.difference": "checking",
     "dlmt_fast.transforms": "transforms",
     "dlmt_fast.pipeline": "pipeline",
     "dlmt_fast.pipeline.": "pipeline",
