@@ -5,7 +5,8 @@ difference is raised at the next call, or when the check is closed; or it is log
 worker processes too.
 
 What it may cost is bounded: at most `most_bytes` of images a call (at least one image), and at most four such pieces
-waiting. When the thread does not keep up, a share skips calls and counts them; "all" waits, since it promises all.
+waiting. Single small images are compared at once, which costs less than handing them to a thread. When the thread does
+not keep up, a share skips calls and counts them; "all" waits, since it promises all.
 
 No message holds key material beyond what one differing value tells: it names one pixel and what became of it, so keep
 such messages with the owner of the key.
@@ -16,6 +17,7 @@ from __future__ import annotations
 import atexit
 import ctypes
 import logging
+import math
 import multiprocessing.context
 import multiprocessing.util
 import os
@@ -37,6 +39,7 @@ from .schemes.plan import Plan
 
 MOST_BYTES = 1 << 20
 _MOST_WAITING = 4  # pieces in line
+_SMALL = 1 << 14  # values: fewer are compared by the caller (66 us for 3x32x32; handing them over costs it 310)
 _MOST_LOGGED = 10  # differences written in full, a process
 _TEXT_BYTES = 8192  # of the first difference, as other processes see it
 _IDLE = 1.0  # seconds after which a thread without work ends
@@ -225,21 +228,24 @@ class Checker:
         return True, offset
 
     def _hand_over(self, piece: Piece) -> None:
+        if piece.ready is None and math.prod(piece.images.shape) <= _SMALL:
+            self._compare(piece)
+            return
         with self._changed:
             while len(self._waiting) >= _MOST_WAITING:
                 self._changed.wait()
             self._waiting.append(piece)
             self._changed.notify_all()
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name="dlmt-check", daemon=True)
-                try:
-                    self._thread.start()
-                    return
-                except RuntimeError:  # the interpreter shuts down, or the system gives no more threads
-                    self._thread = None
-            else:
+            if self._thread is not None:
                 return
-        self._compare_first()
+            self._thread = threading.Thread(target=self._work, name="dlmt-check", daemon=True)
+            try:
+                self._thread.start()
+                return
+            except RuntimeError:  # the interpreter shuts down, or the system gives no more threads
+                self._thread = None
+                self._waiting.remove(piece)
+        self._compare(piece)
 
     def _work(self) -> None:
         while True:
@@ -250,11 +256,14 @@ class Checker:
                     self._thread = None
                     self._changed.notify_all()
                     return
-            self._compare_first()
+                piece = self._waiting[0]
+            self._compare(piece)
+            del piece
+            with self._changed:  # only now, so that an empty line means that all is done
+                self._waiting.popleft()
+                self._changed.notify_all()
 
-    def _compare_first(self) -> None:
-        """The first in line stays there until it is done, so that an empty line means that all is done."""
-        piece = self._waiting[0]
+    def _compare(self, piece: Piece) -> None:
         failure: CheckError | None = None
         values = differ = 0
         try:
@@ -272,8 +281,6 @@ class Checker:
                 self._own[_DIFFER] += differ
             if failure is not None:
                 self._note(failure)
-            self._waiting.popleft()
-            self._changed.notify_all()
 
     def _note(self, failure: CheckError) -> None:
         if not self._text.value:

@@ -82,7 +82,7 @@ class Call:
         return f"{self.kind} uint8 {self.shape}{where}, layout {self.layout}, threads {self.threads}{extra}"
 
 
-@dataclass
+@dataclass(eq=False)
 class Piece:
     """Copies of some images of a call and of their results."""
 
