@@ -3,6 +3,7 @@ their end, stores past the caches. Always the reference's bits, and nothing writ
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -148,3 +149,42 @@ def test_floats_where_values_pass_their_exact_integers(level: str, scheme: Any) 
         out = np.empty(images.shape, np.float32)
         native.affine(images, k, out, None, 1)
         assert_same_bits(out, expected(images, k))
+
+
+@pytest.mark.parametrize(
+    "scheme",
+    [
+        dlmt.DLMT("mat_mmt", max_v_add=257 * 255 - 255, max_v_mul=1),  # hi is 65535
+        dlmt.DLMT("mat_mmt", max_v_add=257 * 255 - 254, max_v_mul=1),  # 65536
+        dlmt.DLMT("mmt", max_v_mul=257),  # 65535
+        dlmt.DLMT("mmt_mat", max_v_add=256, max_v_mul=256),  # 65536
+        dlmt.DLMT("mat", max_v_add=65280),  # 65535
+        dlmt.DLMT("mat", max_v_add=65281),  # 65536
+        dlmt.DLMT("rise_mmt", rise_v=255, max_v_mul=128),
+    ],
+    ids=lambda scheme: f"{scheme.params['mode']}-hi={scheme.hi}",
+)
+@pytest.mark.parametrize("normalize", ["minmax", "minmax_channel"])
+def test_values_at_the_border_of_16_bits(level: str, scheme: Any, normalize: str) -> None:
+    """The key is made to reach both ends of its range at pixels that reach theirs."""
+    for shape in ((3, 9, 9), (1, 28, 28), (3, 32, 32), (3, 150, 151)):
+        k = coefficients(shape, normalize, "uint8", scheme)
+        m, b = k.M.copy(), k.B.copy()
+        m.reshape(-1)[-1], b.reshape(-1)[-1] = scheme_extreme(scheme)
+        k = dataclasses.replace(k, M=m, B=b)
+        images = make_images(k, 7)
+        images[0], images[-1] = 255, 0
+        bounds, found = make_bounds(k, 7), make_bounds(k, 7)
+        want, out = np.empty_like(images), np.empty_like(images)
+        reference.affine(images, k, want, bounds)
+        native.affine(images, k, out, found, 2)
+        assert_same_bits(out, want)
+        assert np.array_equal(found, bounds)
+        assert found.max() == scheme.hi
+
+
+def scheme_extreme(scheme: Any) -> tuple[int, int]:
+    """M and B of the position that gives `scheme.hi` for 255."""
+    mode, add = scheme.params["mode"], scheme.params.get("max_v_add", 0)
+    m = 1 if mode == "mat" else scheme.params["max_v_mul"]
+    return m, scheme.hi - 255 * m if add or mode == "rise_mmt" else 0

@@ -65,6 +65,8 @@ struct Kernels {
     const char* name;
     // Everything but min-max, over several images.
     void (*affine)(const Job& job, int64_t first_image, int64_t last_image, int64_t first, int64_t last);
+    // Min-max: bounds and results of whole images. `memory` is null or room for job.size + 128 values of an image.
+    void (*minmax_images)(const Job& job, int64_t first_image, int64_t last_image, uint16_t* memory);
     // The bounds of one image's positions, merged into `found` (groups pairs).
     void (*bounds)(const Job& job, int64_t image, int64_t first, int64_t last, int32_t* found);
     // Min-max of one image whose bounds are known.

@@ -20,6 +20,8 @@
 #include "loops_inverse.h"
 // These take the others' functors.
 #include "loops_rows.h"
+// This takes their stores.
+#include "loops_minmax.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -29,8 +31,8 @@
 
 namespace dlmt {
 extern const Kernels kKernels_avx2;
-const Kernels kKernels_avx2 = {"avx2",        avx2::affine, avx2::bounds, avx2::minmax,
-                               avx2::inverse, avx2::copy,   avx2::convert};
+const Kernels kKernels_avx2 = {"avx2",       avx2::affine,  avx2::minmax_images, avx2::bounds,
+                               avx2::minmax, avx2::inverse, avx2::copy,          avx2::convert};
 }  // namespace dlmt
 
 #endif

@@ -8,7 +8,9 @@
                              apply_to = function)
 #else
 #pragma GCC push_options
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC 12 suspects its own avx512fintrin.h
+// GCC 12 suspects its own avx512fintrin.h.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")
 #endif
 
@@ -22,6 +24,8 @@
 #include "loops_inverse.h"
 // These take the others' functors.
 #include "loops_rows.h"
+// This takes their stores.
+#include "loops_minmax.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop
@@ -31,8 +35,8 @@
 
 namespace dlmt {
 extern const Kernels kKernels_avx512;
-const Kernels kKernels_avx512 = {"avx512",        avx512::affine, avx512::bounds, avx512::minmax,
-                                 avx512::inverse, avx512::copy,   avx512::convert};
+const Kernels kKernels_avx512 = {"avx512",       avx512::affine,  avx512::minmax_images, avx512::bounds,
+                                 avx512::minmax, avx512::inverse, avx512::copy,          avx512::convert};
 }  // namespace dlmt
 
 #endif

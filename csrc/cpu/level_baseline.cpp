@@ -8,6 +8,6 @@
 
 namespace dlmt {
 extern const Kernels kKernels_baseline;
-const Kernels kKernels_baseline = {"baseline",        baseline::affine, baseline::bounds, baseline::minmax,
-                                   baseline::inverse, baseline::copy,   baseline::convert};
+const Kernels kKernels_baseline = {"baseline",       baseline::affine,  baseline::minmax_images, baseline::bounds,
+                                   baseline::minmax, baseline::inverse, baseline::copy,          baseline::convert};
 }  // namespace dlmt

@@ -53,6 +53,8 @@ struct MinmaxUint8 {
     DLMT_INLINE Out operator()(uint8_t a, int64_t i) const {
         return minmax_uint8(affine_value(a, m[i], b[i]), p.lo(i), p.scale(i));
     }
+    // The same for positions from `i` on; constant parameters only.
+    DLMT_INLINE MinmaxUint8 from(int64_t i) const { return MinmaxUint8{m + i, b + i, p}; }
 };
 
 struct AsFloat32 {
@@ -178,8 +180,11 @@ void by_dtype(const Job& job, const int32_t* found, int64_t count, int64_t image
 }
 
 #if defined(DLMT_VECTORS)
-// In loops_rows.h. Returns whether it did the work.
+// In loops_rows.h and loops_minmax.h. They return whether they did the work.
 bool range_by_rows(const Job& job, int64_t first_image, int64_t last_image, int64_t first, int64_t last);
+bool minmax16_images(const Job& job, int64_t first_image, int64_t last_image, uint16_t* memory);
+bool bounds16_of_run(const Job& job, int64_t image, int64_t first, int64_t last, int32_t* found);
+bool results16(const Job& job, int64_t image, int64_t first, int64_t last);
 #endif
 
 void affine(const Job& job, int64_t first_image, int64_t last_image, int64_t first, int64_t last) {
@@ -206,14 +211,21 @@ void affine(const Job& job, int64_t first_image, int64_t last_image, int64_t fir
 }
 
 void minmax(const Job& job, int64_t image, int64_t first, int64_t last) {
+#if defined(DLMT_VECTORS)
+    if (results16(job, image, first, last)) return;
+#endif
     by_dtype(job, job.bounds + image * job.groups * 2, 1, image, first, last);
 }
 
 // Merges the bounds of a run of one channel into found[0] and found[1].
-DLMT_INLINE void bounds_of_run(const uint8_t* in, const int32_t* m, const int32_t* b, int64_t count, int32_t* found) {
+void bounds_of_run(const Job& job, int64_t image, int64_t first, int64_t last, int32_t* found) {
+#if defined(DLMT_VECTORS)
+    if (bounds16_of_run(job, image, first, last, found)) return;
+#endif
+    const uint8_t* in = reinterpret_cast<const uint8_t*>(job.in + image * job.in_step);
     int32_t lo = found[0], hi = found[1];
-    for (int64_t i = 0; i < count; ++i) {
-        const int32_t v = affine_value(in[i], m[i], b[i]);
+    for (int64_t i = first; i < last; ++i) {
+        const int32_t v = affine_value(in[i], job.m[i], job.b[i]);
         lo = v < lo ? v : lo;
         hi = v > hi ? v : hi;
     }
@@ -222,7 +234,8 @@ DLMT_INLINE void bounds_of_run(const uint8_t* in, const int32_t* m, const int32_
 }
 
 // Channels last: bounds of each place in the row, then of the channel that each place belongs to.
-void bounds_of_rows(const Job& job, const uint8_t* in, int64_t first, int64_t last, int32_t* found) {
+void bounds_of_rows(const Job& job, int64_t image, int64_t first, int64_t last, int32_t* found) {
+    const uint8_t* in = reinterpret_cast<const uint8_t*>(job.in + image * job.in_step);
     int32_t lo[kMaxRow], hi[kMaxRow];
     for (int64_t i = 0; i < job.row; ++i) lo[i] = INT32_MAX, hi[i] = INT32_MIN;
     for (int64_t at = first; at < last; at += job.row) {
@@ -246,13 +259,26 @@ void bounds_of_rows(const Job& job, const uint8_t* in, int64_t first, int64_t la
 }
 
 void bounds(const Job& job, int64_t image, int64_t first, int64_t last, int32_t* found) {
-    const uint8_t* in = reinterpret_cast<const uint8_t*>(job.in + image * job.in_step);
-    if (job.groups == 1) return bounds_of_run(in + first, job.m + first, job.b + first, last - first, found);
-    if (job.row != 0) return bounds_of_rows(job, in, first, last, found);
+    if (job.groups == 1) return bounds_of_run(job, image, first, last, found);
+    if (job.row != 0) return bounds_of_rows(job, image, first, last, found);
     for (int64_t at = first, next; at < last; at = next) {
         const int64_t run = at / job.inner;
         next = (run + 1) * job.inner > last ? last : (run + 1) * job.inner;
-        bounds_of_run(in + at, job.m + at, job.b + at, next - at, found + 2 * (run % job.channels));
+        bounds_of_run(job, image, at, next, found + 2 * (run % job.channels));
+    }
+}
+
+// Bounds and results of whole images, one after the other: the second pass finds its image in the cache.
+void minmax_images(const Job& job, int64_t first_image, int64_t last_image, uint16_t* memory) {
+#if defined(DLMT_VECTORS)
+    if (minmax16_images(job, first_image, last_image, memory)) return;
+#endif
+    (void)memory;
+    for (int64_t image = first_image; image < last_image; ++image) {
+        int32_t* found = job.bounds + image * job.groups * 2;
+        for (int64_t i = 0; i < job.groups; ++i) found[2 * i] = INT32_MAX, found[2 * i + 1] = INT32_MIN;
+        bounds(job, image, 0, job.size, found);
+        minmax(job, image, 0, job.size);
     }
 }
 

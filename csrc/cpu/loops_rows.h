@@ -189,21 +189,21 @@ void by_rows(const Job& job, int64_t first_image, int64_t last_image, int64_t fi
 bool range_by_rows(const Job& job, int64_t first_image, int64_t last_image, int64_t first, int64_t last) {
     const Derived* key = job.derived;
     if (key == nullptr) return false;
-    if (!key->m24.empty()) {
-        const RangeUint8Vectors k(key->m24.data(), key->b24.data());
+    if (key->m24 != nullptr) {
+        const RangeUint8Vectors k(key->m24, key->b24);
         by_rows(job, first_image, last_image, first, last, k);
         return true;
     }
-    if (key->mf.empty()) return false;
+    if (key->mf == nullptr) return false;
     if (job.channels == 1) {
-        const RangeFloatVectors k(key->mf.data(), key->bf.data(), job.g[0], job.bias[0]);
+        const RangeFloatVectors k(key->mf, key->bf, job.g[0], job.bias[0]);
         by_rows(job, first_image, last_image, first, last, k);
         return true;
     }
     for (int64_t at = first, next; at < last; at = next) {
         const int64_t run = at / job.inner, channel = run % job.channels;
         next = (run + 1) * job.inner > last ? last : (run + 1) * job.inner;
-        const RangeFloatVectors k(key->mf.data(), key->bf.data(), job.g[channel], job.bias[channel]);
+        const RangeFloatVectors k(key->mf, key->bf, job.g[channel], job.bias[channel]);
         by_rows(job, first_image, last_image, at, next, k);
     }
     return true;

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <atomic>
 #include <climits>
+#include <memory>
+#include <new>
 #include <numeric>
 #include <vector>
 
@@ -60,6 +62,9 @@ struct Blocks {
     int64_t chunk = 0;   // positions in one
 };
 
+constexpr int64_t kFew = 16 * 1024;
+constexpr int64_t kMany = 256 * 1024;
+
 void clear_bounds(int32_t* found, int64_t pairs) {
     for (int64_t i = 0; i < pairs; ++i) {
         found[2 * i] = INT32_MAX;
@@ -67,16 +72,14 @@ void clear_bounds(int32_t* found, int64_t pairs) {
     }
 }
 
-// Images are whole in a part: the second pass finds its image in the cache.
+// Memory between the passes is given to images larger than what the loops keep on the stack, up to what the
+// second-level cache holds.
 void minmax_by_image(const Job& job, const Kernels& use, const Blocks& blocks, int threads) {
     auto body = [&](int64_t part) {
         const FloatState state;
-        for (int64_t n = blocks.first_image(part); n < blocks.last_image(part); ++n) {
-            int32_t* found = job.bounds + n * job.groups * 2;
-            clear_bounds(found, job.groups);
-            use.bounds(job, n, 0, job.size, found);
-            use.minmax(job, n, 0, job.size);
-        }
+        std::unique_ptr<uint16_t[]> memory;
+        if (job.size > kFew && job.size <= kMany) memory.reset(new (std::nothrow) uint16_t[job.size + 128]);
+        use.minmax_images(job, blocks.first_image(part), blocks.last_image(part), memory.get());
     };
     parallel(blocks.count(), threads, body);
 }

@@ -40,6 +40,45 @@ DLMT_INLINE Floats exact_mul_add(Floats x, Floats y, Floats z) { return add(mul(
 DLMT_INLINE Floats to_floats(Bytes x) { return _mm256_cvtepi32_ps(x); }
 DLMT_INLINE Bytes bytes_of_floats(Floats x) { return _mm256_castps_si256(x); }
 
+// 16-bit lanes. `widen2` takes half a vector of bytes.
+DLMT_INLINE Bytes widen2(const uint8_t* from) {
+    return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+DLMT_INLINE Bytes all16(uint16_t x) { return _mm256_set1_epi16(static_cast<int16_t>(x)); }
+DLMT_INLINE Bytes add16(Bytes x, Bytes y) { return _mm256_add_epi16(x, y); }
+DLMT_INLINE Bytes sub16(Bytes x, Bytes y) { return _mm256_sub_epi16(x, y); }
+DLMT_INLINE Bytes mul16(Bytes x, Bytes y) { return _mm256_mullo_epi16(x, y); }
+DLMT_INLINE Bytes min16(Bytes x, Bytes y) { return _mm256_min_epu16(x, y); }
+DLMT_INLINE Bytes max16(Bytes x, Bytes y) { return _mm256_max_epu16(x, y); }
+
+DLMT_INLINE Bytes not_bits(Bytes x) { return _mm256_xor_si256(x, all16(0xFFFF)); }
+// The least of all 16-bit lanes.
+DLMT_INLINE int32_t least16(Bytes x) {
+    const __m128i half = _mm_min_epu16(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+    return _mm_cvtsi128_si32(_mm_minpos_epu16(half)) & 0xFFFF;
+}
+
+// 32-bit lanes of x below y, from the lower and the upper half of each 128 bits; narrow_pair puts such two together.
+DLMT_INLINE Bytes low_pairs(Bytes x, Bytes y) { return _mm256_unpacklo_epi16(x, y); }
+DLMT_INLINE Bytes high_pairs(Bytes x, Bytes y) { return _mm256_unpackhi_epi16(x, y); }
+DLMT_INLINE Bytes narrow_pair(Bytes low, Bytes high) { return _mm256_packus_epi32(low, high); }
+// Two vectors of 16-bit values up to 255, as bytes.
+DLMT_INLINE Bytes narrow2(Bytes x0, Bytes x1) { return _mm256_permute4x64_epi64(_mm256_packus_epi16(x0, x1), 0xD8); }
+
+DLMT_INLINE Floats floats_of_bytes(Bytes x) { return _mm256_castsi256_ps(x); }
+// (x - 2**23) * y in one rounding, for integers x of 2**23 and more: the difference is exact.
+DLMT_INLINE Floats shifted_mul(Floats x, Floats y, Floats) { return mul(_mm256_sub_ps(x, all(8388608.0f)), y); }
+// To the nearest integer, ties to even.
+DLMT_INLINE Bytes rounded(Floats x) { return _mm256_cvtps_epi32(x); }
+
+// A mask of the first `count` bytes (less than kBytes), and what it selects: x there, y elsewhere.
+DLMT_INLINE Bytes first_bytes(int64_t count) {
+    const Bytes numbers = _mm256_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21,
+                                           22, 23, 24, 25, 26, 27, 28, 29, 30, 31);
+    return _mm256_cmpgt_epi8(_mm256_set1_epi8(static_cast<char>(count)), numbers);
+}
+DLMT_INLINE Bytes select(Bytes mask, Bytes x, Bytes y) { return _mm256_blendv_epi8(y, x, mask); }
+
 }  // namespace
 }  // namespace avx2
 }  // namespace dlmt

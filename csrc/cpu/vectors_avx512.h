@@ -41,6 +41,44 @@ DLMT_INLINE Floats exact_mul_add(Floats x, Floats y, Floats z) { return _mm512_f
 DLMT_INLINE Floats to_floats(Bytes x) { return _mm512_cvtepi32_ps(x); }
 DLMT_INLINE Bytes bytes_of_floats(Floats x) { return _mm512_castps_si512(x); }
 
+// 16-bit lanes. `widen2` takes half a vector of bytes.
+DLMT_INLINE Bytes widen2(const uint8_t* from) {
+    return _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+DLMT_INLINE Bytes all16(uint16_t x) { return _mm512_set1_epi16(static_cast<int16_t>(x)); }
+DLMT_INLINE Bytes add16(Bytes x, Bytes y) { return _mm512_add_epi16(x, y); }
+DLMT_INLINE Bytes sub16(Bytes x, Bytes y) { return _mm512_sub_epi16(x, y); }
+DLMT_INLINE Bytes mul16(Bytes x, Bytes y) { return _mm512_mullo_epi16(x, y); }
+DLMT_INLINE Bytes min16(Bytes x, Bytes y) { return _mm512_min_epu16(x, y); }
+DLMT_INLINE Bytes max16(Bytes x, Bytes y) { return _mm512_max_epu16(x, y); }
+
+DLMT_INLINE Bytes not_bits(Bytes x) { return _mm512_xor_si512(x, all16(0xFFFF)); }
+// The least of all 16-bit lanes.
+DLMT_INLINE int32_t least16(Bytes x) {
+    const __m256i half = _mm256_min_epu16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    const __m128i quarter = _mm_min_epu16(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+    return _mm_cvtsi128_si32(_mm_minpos_epu16(quarter)) & 0xFFFF;
+}
+
+// 32-bit lanes of x below y, from the lower and the upper half of each 128 bits; narrow_pair puts such two together.
+DLMT_INLINE Bytes low_pairs(Bytes x, Bytes y) { return _mm512_unpacklo_epi16(x, y); }
+DLMT_INLINE Bytes high_pairs(Bytes x, Bytes y) { return _mm512_unpackhi_epi16(x, y); }
+DLMT_INLINE Bytes narrow_pair(Bytes low, Bytes high) { return _mm512_packus_epi32(low, high); }
+// Two vectors of 16-bit values up to 255, as bytes.
+DLMT_INLINE Bytes narrow2(Bytes x0, Bytes x1) {
+    return _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_packus_epi16(x0, x1));
+}
+
+DLMT_INLINE Floats floats_of_bytes(Bytes x) { return _mm512_castsi512_ps(x); }
+// (x - 2**23) * y in one rounding, for integers x of 2**23 and more; `shift` is -2**23 * y.
+DLMT_INLINE Floats shifted_mul(Floats x, Floats y, Floats shift) { return _mm512_fmadd_ps(x, y, shift); }
+// To the nearest integer, ties to even.
+DLMT_INLINE Bytes rounded(Floats x) { return _mm512_cvtps_epi32(x); }
+
+// A mask of the first `count` bytes (less than kBytes), and what it selects: x there, y elsewhere.
+DLMT_INLINE __mmask64 first_bytes(int64_t count) { return (uint64_t{1} << count) - 1; }
+DLMT_INLINE Bytes select(__mmask64 mask, Bytes x, Bytes y) { return _mm512_mask_blend_epi8(mask, y, x); }
+
 }  // namespace
 }  // namespace avx512
 }  // namespace dlmt

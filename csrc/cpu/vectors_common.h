@@ -12,6 +12,9 @@ DLMT_INLINE int64_t unaligned(const T* to, int64_t count) {
     return head < count ? head : count;
 }
 
+// The first `count` bytes of x, and the rest of y.
+DLMT_INLINE Bytes choose(Bytes x, Bytes y, int64_t count) { return select(first_bytes(count), x, y); }
+
 }  // namespace
 }  // namespace DLMT_LEVEL
 }  // namespace dlmt
