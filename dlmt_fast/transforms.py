@@ -110,7 +110,8 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
         shape = tuple(tensor.shape[-3:])
         if tensor.ndim not in (3, 4):
             raise InputTypeError(f"images must have 3 or 4 axes, (C, H, W) or (N, C, H, W), got {tuple(tensor.shape)}")
-        result = self._call(tensor.as_subclass(torch.Tensor), self._plan(shape))
+        plain = tensor.as_subclass(torch.Tensor) if isinstance(tensor, tv_tensors.TVTensor) else tensor
+        result = self._call(plain, self._plan(shape))
         return tv_tensors.Image(result) if wrapped else result
 
     def _plan(self, shape: tuple[int, ...]) -> Plan:

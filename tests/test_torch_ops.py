@@ -213,3 +213,15 @@ def test_out_is_written_while_tracing(key: dlmt.Key) -> None:
     out = torch.zeros_like(images)
     torch.compile(lambda x, y: dlmt.encrypt(x, plan, out=y), fullgraph=True, backend="aot_eager")(images, out)
     assert torch.equal(out, dlmt.encrypt(images, plan))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_transform_that_has_seen_the_size_compiles_whole(key: dlmt.Key) -> None:
+    from dlmt_fast.transforms import Encrypt
+
+    torch._dynamo.reset()
+    images, _ = images_for("NCHW")
+    transform = Encrypt(key, SCHEMES["mat_mmt"])
+    expected = transform(images)
+    fused = torch.compile(lambda x: transform(x) * 2, fullgraph=True, backend="aot_eager")
+    assert torch.equal(fused(images), expected * 2)
