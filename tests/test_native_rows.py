@@ -188,3 +188,62 @@ def scheme_extreme(scheme: Any) -> tuple[int, int]:
     mode, add = scheme.params["mode"], scheme.params.get("max_v_add", 0)
     m = 1 if mode == "mat" else scheme.params["max_v_mul"]
     return m, scheme.hi - 255 * m if add or mode == "rise_mmt" else 0
+
+
+#: Keys that large images pack, and some that they cannot: factors past 15 or 4095, sums that leave what 16 bits hold.
+PACKED = [
+    dlmt.DLMT("mat", max_v_add=5),
+    dlmt.DLMT("mat", max_v_add=4095),
+    dlmt.DLMT("mat", max_v_add=6000),
+    dlmt.DLMT("mmt", max_v_mul=10),
+    dlmt.DLMT("mmt", max_v_mul=15),
+    dlmt.DLMT("mmt", max_v_mul=16),
+    dlmt.DLMT("rise_mmt", max_v_mul=10, rise_v=400),
+    dlmt.DLMT("rise_mmt", max_v_mul=10, rise_v=4096),
+    dlmt.DLMT("mat_mmt", max_v_add=256, max_v_mul=10),
+    dlmt.DLMT("mat_mmt", max_v_add=2048, max_v_mul=10),
+    dlmt.DLMT("mat_mmt", max_v_add=4095, max_v_mul=15),
+    dlmt.DLMT("mmt_mat", max_v_add=256, max_v_mul=10),
+    dlmt.DLMT("mmt_mat", max_v_add=4095, max_v_mul=15),
+    dlmt.DLMT("mmt_mat", max_v_add=256, max_v_mul=100),
+]
+
+
+@pytest.mark.parametrize("scheme", PACKED, ids=str)
+@pytest.mark.parametrize(("normalize", "dtype"), OUTPUTS)
+def test_keys_of_large_images(level: str, scheme: Any, normalize: str, dtype: str) -> None:
+    k = coefficients((1, 1031, 1033), normalize, dtype, scheme)
+    images = make_images(k, 1)
+    out, found, bounds = np.empty(images.shape, k.dtype), make_bounds(k, 1), make_bounds(k, 1)
+    want = np.empty_like(out)
+    reference.affine(images, k, want, bounds)
+    native.affine(images, k, out, found, 3)
+    assert_same_bits(out, want)
+    assert bounds is None or np.array_equal(found, bounds)
+
+
+@pytest.mark.parametrize("name", ["M", "B", "M24", "B24"])
+@pytest.mark.parametrize("position", [0, 777_777, -1])
+def test_a_key_that_is_no_plans_is_taken_as_it_is(level: str, name: str, position: int) -> None:
+    """One value differs from what its neighbours and the span would tell."""
+    k = coefficients((1, 1031, 1033), "range", "uint8")
+    changed = getattr(k, name).copy()
+    changed.reshape(-1)[position] += 1 << 24 if name == "B24" else 1
+    k = dataclasses.replace(k, **{name: changed}, cache={})
+    images = make_images(k, 1)
+    out = np.empty_like(images)
+    native.affine(images, k, out, None, 1)
+    assert_same_bits(out, expected(images, k))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float32"])
+def test_large_images_with_channels(level: str, dtype: str) -> None:
+    """Statistics and bounds of each channel, through a packed key."""
+    statistics = {"mean": [0.5, -0.25, 3], "std": [0.25, 1.5, 0.02]} if dtype == "float32" else {}
+    for normalize in ("range", "minmax_channel"):
+        k = coefficients((3, 601, 607), normalize, dtype, dlmt.DLMT("mat_mmt", 256, 10), **statistics)
+        images = make_images(k, 4)
+        for threads in (1, 3):
+            out = np.empty(images.shape, k.dtype)
+            native.affine(images, k, out, make_bounds(k, 4), threads)
+            assert_same_bits(out, expected(images, k))

@@ -1,6 +1,11 @@
 #include "derived.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <new>
 #include <numeric>
@@ -11,7 +16,10 @@ namespace {
 
 constexpr int64_t kVector = 64;           // positions in the longest vector of bytes
 constexpr int64_t kLongestRow = 1 << 15;  // of several images
-constexpr int64_t kLargest = 1 << 20;     // positions of an image whose key is copied
+constexpr int64_t kLargest = 1 << 20;     // positions of an image whose "range" key is copied, not packed
+constexpr int64_t kNear = 1 << 14;        // the same for min-max, where the key shares the near caches with v
+
+constexpr size_t kLargePage = 2 << 20;
 
 // Allocates on whole cache lines, so that vectors of the key never straddle two.
 template <class T>
@@ -20,8 +28,18 @@ struct LineAllocator {
     LineAllocator() = default;
     template <class U>
     LineAllocator(const LineAllocator<U>&) {}
-    T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T), std::align_val_t{64})); }
-    void deallocate(T* memory, size_t) { ::operator delete(memory, std::align_val_t{64}); }
+    // Large ones on large pages where the system has them: a key is read from end to end, beside two arrays.
+    static std::align_val_t alignment(size_t count) {
+        return std::align_val_t{count * sizeof(T) < kLargePage ? size_t{64} : kLargePage};
+    }
+    T* allocate(size_t count) {
+        void* memory = ::operator new(count * sizeof(T), alignment(count));
+#if defined(MADV_HUGEPAGE)
+        if (count * sizeof(T) >= kLargePage) madvise(memory, count * sizeof(T), MADV_HUGEPAGE);
+#endif
+        return static_cast<T*>(memory);
+    }
+    void deallocate(T* memory, size_t count) { ::operator delete(memory, alignment(count)); }
     bool operator==(const LineAllocator&) const { return true; }
     bool operator!=(const LineAllocator&) const { return false; }
 };
@@ -31,9 +49,10 @@ using Values = std::vector<T, LineAllocator<T>>;
 
 // What the pointers point into.
 struct Owned : Derived {
-    Values<uint32_t> fixed[2];
-    Values<float> floats[2];
+    Values<uint32_t> integers[2];
+    Values<float> reals[2];
     Values<uint16_t> halves[2];
+    Values<uint16_t> words;
 };
 
 // from(0), from(1), ...: `count` values in `memory`.
@@ -68,13 +87,73 @@ void derive_rows(const Job& job, Owned& made) {
     made.row = images * size <= kLongestRow ? images * size : size;
     const int64_t count = made.row + Derived::kBeyond;
     if (job.m24 != nullptr) {
-        made.m24 = fill(made.fixed[0], count, [&](int64_t i) { return job.m24[i % size]; });
-        made.b24 = fill(made.fixed[1], count, [&](int64_t i) { return job.b24[i % size]; });
+        made.m24 = fill(made.integers[0], count, [&](int64_t i) { return job.m24[i % size]; });
+        made.b24 = fill(made.integers[1], count, [&](int64_t i) { return job.b24[i % size]; });
     } else {
-        made.mf = fill(made.floats[0], count, [&](int64_t i) { return static_cast<float>(job.m[i % size]); });
-        made.bf = fill(made.floats[1], count,
+        made.mf = fill(made.reals[0], count, [&](int64_t i) { return static_cast<float>(job.m[i % size]); });
+        made.bf = fill(made.reals[1], count,
                        [&](int64_t i) { return static_cast<float>(int64_t{job.b[i % size]} - job.lo); });
     }
+}
+
+// k of a position as `packed` holds it, or -1.
+int64_t packed_factor(int64_t m, int64_t b, bool product) {
+    if (m < 1 || m > 15 || b < 0) return -1;
+    if (product && b % m != 0) return -1;
+    const int64_t k = product ? b / m : b;
+    return k < 4096 ? k : -1;
+}
+
+bool packs(const Job& job, bool product) {
+    for (int64_t i = 0; i < job.size; ++i) {
+        if (packed_factor(job.m[i], job.b[i], product) < 0) return false;
+    }
+    return true;
+}
+
+// Works out the constants behind M24 and B24 (contract section 3: both are rounded quotients by the span) and compares
+// every position: false where one differs, as where the values are not a plan's.
+bool derive_fixed(const Job& job, Owned& made) {
+    const int64_t span = int64_t{job.hi} - job.lo, unit = int64_t{255} << 24;
+    if (span < 1) return false;
+    const int64_t start = int64_t{job.lo} * unit, below = start / span + (start % span > 0 ? 1 : 0);
+    const int64_t left = below * span - start;  // in 0..span - 1
+    const auto rounded = [&](int64_t p) { return (2 * p + span) / (2 * span); };
+    int64_t most = 1;
+    for (int64_t i = 0; i < job.size; ++i) most = std::max<int64_t>(most, made.packed[i] >> 4);
+    made.shift = 23;  // as many bits as k*rest + half leaves room for
+    while ((most + 4) << made.shift > int64_t{1} << 31) --made.shift;
+    const double scale = static_cast<double>(int64_t{1} << made.shift) / static_cast<double>(span);
+    // A quarter of the smallest step is added, so that errors do not turn whole numbers down.
+    made.half = static_cast<int32_t>((static_cast<double>(left) + 0.5 * static_cast<double>(span) + 0.25) * scale);
+    made.base = static_cast<uint32_t>((1 << 23) - below);
+    made.one = static_cast<uint32_t>(rounded(unit));
+    for (int64_t m = 1; m < 16; ++m) {
+        const int64_t fixed = rounded(m * unit), factor = made.product ? m : 1;
+        made.fixed[m] = static_cast<uint32_t>(fixed);
+        const int64_t missed = factor * unit - rounded(factor * unit) * span;
+        made.rest[m] = static_cast<int32_t>(std::llround(static_cast<double>(missed) * scale));
+    }
+    for (int64_t i = 0; i < job.size; ++i) {
+        const uint32_t m = made.packed[i] & 15, k = made.packed[i] >> 4;
+        const int32_t rest = (static_cast<int32_t>(k) * made.rest[m] + made.half) >> made.shift;
+        const uint32_t b24 = k * (made.product ? made.fixed[m] : made.one) + made.base + static_cast<uint32_t>(rest);
+        if (made.fixed[m] != job.m24[i] || b24 != job.b24[i]) return false;
+    }
+    return true;
+}
+
+// Whether the key could be packed.
+bool derive_packed(const Job& job, Owned& made) {
+    made.product = packs(job, true);
+    if (!made.product && !packs(job, false)) return false;
+    made.packed = fill(made.words, job.size, [&](int64_t i) {
+        return static_cast<uint16_t>(packed_factor(job.m[i], job.b[i], made.product) << 4 | job.m[i]);
+    });
+    if (job.m24 == nullptr || derive_fixed(job, made)) return true;
+    made.packed = nullptr;
+    made.words = {};
+    return false;
 }
 
 void derive_halves(const Job& job, Owned& made) {
@@ -85,14 +164,18 @@ void derive_halves(const Job& job, Owned& made) {
 }  // namespace
 
 std::shared_ptr<const Derived> derive(const Job& job) {
-    if (job.size > kLargest || job.row != 0) return nullptr;
+    const bool fixed = job.m24 != nullptr;
+    const bool floats = job.normalize == Normalize::range && job.dtype == Dtype::float32;
+    const bool halves = job.is_minmax() && job.dtype == Dtype::uint8 && job.outer == 1;
+    if (job.row != 0 || !(fixed || floats || halves) || (floats && !fits_float(job))) return nullptr;
     auto made = std::make_shared<Owned>();
-    if (job.m24 != nullptr || (job.normalize == Normalize::range && job.dtype == Dtype::float32 && fits_float(job))) {
-        derive_rows(job, *made);
-    } else if (job.is_minmax() && job.dtype == Dtype::uint8 && job.outer == 1 && fits_16_bits(job)) {
+    if (job.size > (halves ? kNear : kLargest) && derive_packed(job, *made)) return made;
+    if (halves) {
+        if (!fits_16_bits(job)) return nullptr;
         derive_halves(job, *made);
     } else {
-        return nullptr;
+        if (job.size > kLargest) return nullptr;
+        derive_rows(job, *made);
     }
     return made;
 }

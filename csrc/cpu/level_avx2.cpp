@@ -16,12 +16,15 @@
 #include "vectors_common.h"
 // The loops.
 #include "loops.h"
+#include "loops_bounds.h"
 #include "loops_copy.h"
 #include "loops_inverse.h"
-// These take the others' functors.
-#include "loops_rows.h"
-// This takes their stores.
+// Those in vectors, which take the others for what no vector covers.
+#include "kernels_minmax.h"
+#include "kernels_range.h"
+// And in which order they go over images.
 #include "loops_minmax.h"
+#include "loops_rows.h"
 
 #if defined(__clang__)
 #pragma clang attribute pop

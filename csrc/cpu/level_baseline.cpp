@@ -3,6 +3,7 @@
 
 #define DLMT_LEVEL baseline
 #include "loops.h"
+#include "loops_bounds.h"
 #include "loops_copy.h"
 #include "loops_inverse.h"
 

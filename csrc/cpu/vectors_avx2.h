@@ -79,6 +79,35 @@ DLMT_INLINE Bytes first_bytes(int64_t count) {
 }
 DLMT_INLINE Bytes select(Bytes mask, Bytes x, Bytes y) { return _mm256_blendv_epi8(y, x, mask); }
 
+// A quarter of a vector's positions in 16-bit words, widened to 32 bits; shifts; a table of 16.
+DLMT_INLINE Bytes widen_words(const uint16_t* from) {
+    return _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+DLMT_INLINE Bytes all32(uint32_t x) { return _mm256_set1_epi32(static_cast<int32_t>(x)); }
+DLMT_INLINE Bytes sub32(Bytes x, Bytes y) { return _mm256_sub_epi32(x, y); }
+DLMT_INLINE Bytes and_bits(Bytes x, Bytes y) { return _mm256_and_si256(x, y); }
+template <int kCount>
+DLMT_INLINE Bytes shift_right(Bytes x) {
+    return _mm256_srli_epi32(x, kCount);
+}
+template <int kCount>
+DLMT_INLINE Bytes shift_right16(Bytes x) {
+    return _mm256_srli_epi16(x, kCount);
+}
+DLMT_INLINE Bytes shift_right_signed(Bytes x, __m128i count) { return _mm256_sra_epi32(x, count); }
+
+// 32-bit values by the low four bits of each lane: bit 3 chooses the half.
+struct Table {
+    Bytes low, high;
+    DLMT_INLINE explicit Table(const void* sixteen)
+        : low(load(sixteen)), high(load(static_cast<const char*>(sixteen) + kBytes)) {}
+    DLMT_INLINE Bytes operator[](Bytes index) const {
+        const Floats x = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(low, index));
+        const Floats y = _mm256_castsi256_ps(_mm256_permutevar8x32_epi32(high, index));
+        return _mm256_castps_si256(_mm256_blendv_ps(x, y, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28))));
+    }
+};
+
 }  // namespace
 }  // namespace avx2
 }  // namespace dlmt

@@ -79,6 +79,30 @@ DLMT_INLINE Bytes rounded(Floats x) { return _mm512_cvtps_epi32(x); }
 DLMT_INLINE __mmask64 first_bytes(int64_t count) { return (uint64_t{1} << count) - 1; }
 DLMT_INLINE Bytes select(__mmask64 mask, Bytes x, Bytes y) { return _mm512_mask_blend_epi8(mask, y, x); }
 
+// A quarter of a vector's positions in 16-bit words, widened to 32 bits; shifts; a table of 16.
+DLMT_INLINE Bytes widen_words(const uint16_t* from) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+}
+DLMT_INLINE Bytes all32(uint32_t x) { return _mm512_set1_epi32(static_cast<int32_t>(x)); }
+DLMT_INLINE Bytes sub32(Bytes x, Bytes y) { return _mm512_sub_epi32(x, y); }
+DLMT_INLINE Bytes and_bits(Bytes x, Bytes y) { return _mm512_and_si512(x, y); }
+template <int kCount>
+DLMT_INLINE Bytes shift_right(Bytes x) {
+    return _mm512_srli_epi32(x, kCount);
+}
+template <int kCount>
+DLMT_INLINE Bytes shift_right16(Bytes x) {
+    return _mm512_srli_epi16(x, kCount);
+}
+DLMT_INLINE Bytes shift_right_signed(Bytes x, __m128i count) { return _mm512_sra_epi32(x, count); }
+
+// 32-bit values by the low four bits of each lane.
+struct Table {
+    Bytes values;
+    DLMT_INLINE explicit Table(const void* sixteen) : values(load(sixteen)) {}
+    DLMT_INLINE Bytes operator[](Bytes index) const { return _mm512_permutexvar_epi32(index, values); }
+};
+
 }  // namespace
 }  // namespace avx512
 }  // namespace dlmt

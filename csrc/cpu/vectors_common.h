@@ -4,6 +4,17 @@ namespace dlmt {
 namespace DLMT_LEVEL {
 namespace {
 
+constexpr int64_t kHalf = kBytes / 2;  // positions in one vector of 16-bit lanes
+
+template <bool kStreaming>
+DLMT_INLINE void put(void* to, Bytes x) {
+    if (kStreaming) {
+        stream(to, x);
+    } else {
+        store(to, x);
+    }
+}
+
 // Elements before the first that a vector store aligned to its size can begin with, at most `count`.
 template <class T>
 DLMT_INLINE int64_t unaligned(const T* to, int64_t count) {
