@@ -25,14 +25,16 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 
 # The C++ side under AddressSanitizer and UndefinedBehaviorSanitizer. libstdc++ is preloaded beside libasan, else the
-# first C++ exception aborts; Python itself leaks at exit.
+# first C++ exception aborts; Python itself leaks at exit. One test is left to the ordinary run: it forks while another
+# thread may hold the lock of AddressSanitizer's allocator, which the child then waits for.
 sanitize: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet 'setuptools>=69' 'pybind11>=2.12'
 	rm -rf .sanitize
 	DLMT_SANITIZE=1 DLMT_NATIVE=1 $(BIN)/python setup.py -q build --build-base .sanitize --build-lib .sanitize/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=.sanitize/lib DLMT_TEST_CHECKOUT=1 \
-	$(PYTEST) -p no:cacheprovider -q tests/test_native.py tests/test_equality.py
+	$(PYTEST) -p no:cacheprovider -q tests/test_native.py tests/test_equality.py \
+	  --deselect tests/test_native.py::test_a_fork_in_the_middle_of_another_threads_call
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
