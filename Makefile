@@ -25,9 +25,9 @@ lint: $(VENV)/.lint
 	$(BIN)/mypy
 
 # The C++ side under AddressSanitizer and UndefinedBehaviorSanitizer. libstdc++ is preloaded beside libasan, else the
-# first C++ exception aborts; Python itself leaks at exit. One test is left to the ordinary run: a fork in the middle of
-# another thread's call hung here in whole runs and passed alone. The cause is open; a lock of the sanitizer's allocator
-# held at the fork is a guess.
+# first C++ exception aborts; Python itself leaks at exit. One case is left to the ordinary run: min-max asks for memory
+# inside a call, and where a fork falls into that, the child waits for ever for a lock of the sanitizer's own allocator
+# (backtrace: operator new[] in SizeClassAllocator64::GetFromAllocator), which glibc's allocator takes care of.
 sanitize: $(VENV)/.dev
 	$(BIN)/python -m pip install --quiet 'setuptools>=69' 'pybind11>=2.12'
 	rm -rf .sanitize
@@ -35,7 +35,7 @@ sanitize: $(VENV)/.dev
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=.sanitize/lib DLMT_TEST_CHECKOUT=1 \
 	$(PYTEST) -p no:cacheprovider -q tests/test_native.py tests/test_equality.py \
-	  --deselect tests/test_native.py::test_a_fork_in_the_middle_of_another_threads_call
+	  --deselect 'tests/test_native.py::test_a_fork_in_the_middle_of_another_threads_call[minmax]'
 
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .

@@ -273,8 +273,8 @@ def test_flushing_subnormals_does_not_matter(level: str) -> None:
 # ---- threads and processes
 
 
-def big() -> tuple[Any, np.ndarray, np.ndarray]:
-    k = coefficients((3, 128, 128), normalize="minmax")
+def big(normalize: str = "minmax") -> tuple[Any, np.ndarray, np.ndarray]:
+    k = coefficients((3, 128, 128), normalize=normalize)
     images = make_images(k, 12)
     return k, images, transform(reference, images, k)[0]
 
@@ -329,13 +329,15 @@ def test_a_forked_child_makes_its_own_threads() -> None:
 
 @no_fork
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_fork_in_the_middle_of_another_threads_call() -> None:
-    k, images, want = big()
+@pytest.mark.parametrize("normalize", ["range", "minmax"])
+def test_a_fork_in_the_middle_of_another_threads_call(normalize: str) -> None:
+    k, images, want = big(normalize)
+    out, bounds = np.empty_like(images), make_bounds(k, len(images))
     stop = threading.Event()
 
     def keep_calling() -> None:
         while not stop.is_set():
-            transform(native, images, k, THREADS)
+            native.affine(images, k, out, bounds, THREADS)
 
     caller = threading.Thread(target=keep_calling)
     caller.start()
