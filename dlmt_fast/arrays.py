@@ -105,6 +105,17 @@ def memory_order(array: Array) -> str:
     return ""
 
 
+def overlaps_itself(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether elements share memory, as in expanded and sliding-window views. Slices of an array never do: each of
+    their strides (in bytes) passes over all that the smaller ones reach."""
+    reach = itemsize
+    for stride, size in sorted((abs(stride), size) for stride, size in zip(strides, shape, strict=True) if size > 1):
+        if stride < reach:
+            return True
+        reach += stride * (size - 1)
+    return False
+
+
 def allocate(like: Images, dtype: str, plan_shape: Shape) -> Images:
     """Uninitialised memory for the result, lying in memory as `like` does."""
     if like.kind == "numpy" and dtype == "bfloat16":
@@ -126,9 +137,11 @@ def fresh_like(images: Any, plan: Plan) -> Any:
         plain = plan.dtype != "bfloat16" and images.flags.c_contiguous
         return np.empty(images.shape, STORAGE[plan.dtype]) if plain else None
     torch = sys.modules.get("torch")
-    if torch is None or type(images) is not torch.Tensor or images.device.type != "cpu" or not images.is_contiguous():
+    if torch is None or type(images) is not torch.Tensor or not images.is_contiguous():
         return None
-    return _new_tensor(images.shape, plan.dtype)
+    if images.is_cuda:
+        return torch.empty_like(images, dtype=getattr(torch, plan.dtype))
+    return _new_tensor(images.shape, plan.dtype) if images.is_cpu else None
 
 
 def _new_tensor(sizes: Any, dtype: str) -> Any:
@@ -180,8 +193,8 @@ def _from_torch(tensor: Any, role: str, dtype: str) -> Array:
 
     if tensor.device.type != "cpu":
         raise BackendError(
-            f"{role} is on the device {tensor.device}, and this version transforms on the CPU only; nothing is copied "
-            "behind your back: pass tensor.cpu() and move the result"
+            f"{role} is on the device {tensor.device}, and this version transforms on the CPU and on CUDA devices, all "
+            "on one; nothing is copied behind your back: pass tensor.cpu() and move the result"
         )
     if tensor.layout != torch.strided:
         raise InputTypeError(f"{role} must be a dense tensor, got layout {tensor.layout}; pass tensor.to_dense()")

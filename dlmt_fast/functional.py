@@ -10,10 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import backends
-from .arrays import Images, adopt, allocate, fresh_like, is_tensor, to_caller
-from .backends.contract import Array, Bounds
+from .arrays import Images, adopt, allocate, fresh_like, is_tensor, overlaps_itself, to_caller
+from .backends.contract import Backend, Bounds
+from .bounds import cannot_decrypt, check_missing, check_shape, check_values, is_minmax, kernel_shape
+from .device_arrays import on_gpu
 from .direct import default_threads, torch_looks_on, try_direct
-from .errors import DecryptError, InputShapeError, InputTypeError, ParameterError
+from .errors import BackendError, InputShapeError, InputTypeError, ParameterError
 from .schemes.plan import Plan
 
 #: Images that do not lie in memory as the kernels read them pass through a buffer of about this size, slice by slice.
@@ -37,18 +39,28 @@ def encrypt(
     """Transform uint8 images with a plan (contract sections 1 and 3).
 
     Args:
-        images: uint8 numpy.ndarray or CPU torch.Tensor; a batch, or one image without the axis N. Any strides.
+        images: uint8 numpy.ndarray or torch.Tensor, or an array on a GPU (below); a batch, or one image without the
+            axis N. Any strides.
         plan: from `scheme.plan(key, shape, ...)`.
         out: receives the result: the same kind, shape and layout as `images`, dtype `plan.dtype`; may be `images`
             itself for uint8. None allocates one that lies in memory as the images do.
         layout: the order of the axes: "NCHW", "NHWC", "CHW" or "HWC". "NCHW" and "NHWC" take one image as well.
-        backend: "auto", "native", "numba" or "reference"; all give the same bits. A named one never falls back.
-        threads: upper limit. None: torch's setting where torch is loaded, else the CPUs of this process.
+        backend: "auto", "native", "numba", "reference" or "cuda"; all give the same bits. A named one never falls
+            back. "auto" is "cuda" for what lies on a GPU, which no other backend takes.
+        threads: upper limit on the CPU. None: torch's setting where torch is loaded, else the CPUs of this process.
         return_bounds: also return each image's (lo, hi) as int32 (N, 2), or (N, C, 2) for "minmax_channel"; without
             N for one image. `decrypt` needs them for min-max.
 
     Returns:
         The transformed images, or (images, bounds).
+
+    On a GPU: images are CUDA tensors of torch, or arrays of CuPy, Numba or JAX, or of any library that speaks DLPack
+    or `__cuda_array_interface__` (by way of torch, without a copy). The result and the bounds are on the same device
+    and of the same kind; for libraries not named here they are torch tensors. The work is put on the library's current
+    stream (for Numba, the array's), and the call does not wait for it. Where the images do not lie dense as NCHW or
+    NHWC (channels-last tensors do), they are copied on the device first, which takes as much memory again; Numba's
+    must be dense. The first call for a plan and device uploads the key, so make it before a graph capture; a captured
+    graph needs its plan to stay alive.
 
     Raises:
         InputTypeError: wrong kind, dtype, or a read-only or overlapping `out`.
@@ -72,11 +84,16 @@ def encrypt_now(
         result = fresh_like(images, plan) if out is None else out
         if result is not None and try_direct(images, plan, result, layout, backend, threads):
             return result
+    if on_gpu(images):
+        from . import on_device
+
+        _threads(threads)
+        return on_device.encrypt(images, _plan(plan), out, layout, backend, return_bounds)
     checked = adopt(images, "images", "uint8", _plan(plan).shape, layout)
     target = _target(out, checked, plan.dtype, plan)
-    module, limit = backends.get(backend), _threads(threads)
+    module, limit = _module(backend), _threads(threads)
     bounds = _empty_bounds(plan, checked.count)
-    kernel_bounds = bounds if plan.normalize.startswith("minmax") else None
+    kernel_bounds = bounds if is_minmax(plan) else None
     for source, result, part in _slices(checked, target):
         k = plan.coefficients(result.order)
         module.affine(
@@ -102,11 +119,15 @@ def _observed(images: Any, plan: Plan, out: Any, layout: str, *options: Any) -> 
 
 
 def runs_on(images: Any, backend: str = "auto") -> tuple[str, str]:
-    """(backend, place): what `encrypt` uses for such images, as ("native", "CPU level avx2").
+    """(backend, place): what `encrypt` uses for such images, as ("native", "CPU level avx2") or ("cuda", a device).
 
     Raises:
         ParameterError, BackendError: as for `encrypt`.
     """
+    if on_gpu(images):
+        from . import on_device
+
+        return on_device.runs_on(images)
     name = backends.auto().name if backend == "auto" else backend
     level = getattr(backends.get(name), "level", None)
     return name, "CPU" if level is None else f"CPU level {level()}"
@@ -134,6 +155,9 @@ def decrypt(
     Returns:
         uint8 images of the same kind and layout.
 
+    On a GPU the call waits for the device, to read one number back that says whether a value was impossible, and the
+    bounds, to check them; only uint8 "range" does not wait. Bounds are on the images' device there.
+
     Raises:
         DecryptError: a value that this key and these parameters cannot give ("none" and float outputs), or bounds
             outside the plan's. That proves a wrong key or damage; its absence proves neither.
@@ -148,18 +172,34 @@ def decrypt(
 
 def decrypt_now(images: Any, plan: Plan, bounds: Any, out: Any, layout: str, backend: str, threads: int | None) -> Any:
     """`decrypt` on memory that is there."""
+    if on_gpu(images):
+        from . import on_device
+
+        _threads(threads)
+        return on_device.decrypt(images, _plan(plan), bounds, out, layout, backend)
     checked = adopt(images, "images", _plan(plan).dtype, plan.shape, layout)
     given = _given_bounds(bounds, plan, checked)
     target = _target(out, checked, "uint8", plan)
-    module, limit = backends.get(backend), _threads(threads)
+    module, limit = _module(backend), _threads(threads)
     for source, result, part in _slices(checked, target):
         k = plan.coefficients(result.order)
         bad = module.affine_inverse(
             source.grouped, k, given[part] if given is not None else None, result.grouped, limit
         )
         if bad >= 0:
-            raise _cannot_decrypt(bad, part.start or 0, result.order, plan)
+            raise cannot_decrypt(bad, part.start or 0, result.order, plan)
     return out if out is not None else to_caller(target, checked)
+
+
+def _module(backend: str) -> Backend:
+    """The backend for images in main memory."""
+    if backend == "cuda":
+        backends.get("cuda")  # its own reason, where it cannot run here at all
+        raise BackendError(
+            'backend="cuda" transforms what lies on a GPU, and these images are in main memory; nothing is copied '
+            'behind your back: move them there (images.cuda()), or use backend="auto"'
+        )
+    return backends.get(backend)
 
 
 def _plan(plan: Plan) -> Plan:
@@ -178,25 +218,15 @@ def _target(out: Any, images: Images, dtype: str, plan: Plan) -> Images:
         raise InputTypeError(f"out must be of the same kind as the images, got {target.kind} for {images.kind}")
     if target.shape != images.shape:
         raise InputShapeError(f"out has shape {target.shape}, the images {images.shape}; they must be equal")
-    if not target.array.flags.writeable or _overlaps_itself(target.array):
+    if not target.array.flags.writeable or overlaps_itself(
+        target.array.shape, target.array.strides, target.array.itemsize
+    ):
         raise InputTypeError("out cannot be written: it is read-only, or a view whose elements share memory")
     a, b = target.array, images.array
     same = a.dtype == b.dtype and a.strides == b.strides and a.ctypes.data == b.ctypes.data
     if not same and np.may_share_memory(a, b) and np.shares_memory(a, b):
         raise InputTypeError("out overlaps the images; pass the very same array (uint8 only) or separate memory")
     return target
-
-
-def _overlaps_itself(array: Array) -> bool:
-    """Whether elements share memory, as in expanded and sliding-window views. Slices of an array never do: each of
-    their strides passes over all that the smaller ones reach."""
-    reach = array.itemsize
-    strides = (abs(stride) for stride in array.strides)
-    for stride, size in sorted(pair for pair in zip(strides, array.shape, strict=True) if pair[1] > 1):
-        if stride < reach:
-            return True
-        reach += stride * (size - 1)
-    return False
 
 
 def _threads(threads: int | None) -> int:
@@ -227,13 +257,9 @@ def _slices(images: Images, target: Images) -> Iterator[tuple[Images, Images, sl
             result.array[...] = staged_result.array
 
 
-def _bounds_shape(plan: Plan, count: int) -> tuple[int, int, int]:
-    return count, plan.shape[0] if plan.normalize == "minmax_channel" else 1, 2
-
-
 def _empty_bounds(plan: Plan, count: int) -> Bounds:
-    bounds: Bounds = np.empty(_bounds_shape(plan, count), np.int32)
-    if not plan.normalize.startswith("minmax"):
+    bounds: Bounds = np.empty(kernel_shape(plan, count), np.int32)
+    if not is_minmax(plan):
         bounds[...] = (plan.lo, plan.hi)
     return bounds
 
@@ -250,13 +276,8 @@ def _bounds_to_caller(bounds: Bounds, plan: Plan, images: Images) -> Any:
 
 def _given_bounds(bounds: Any, plan: Plan, images: Images) -> Bounds | None:
     """The caller's bounds as int32 (N, 1 or C, 2), checked; None where the plan needs none."""
-    per_image = plan.normalize.startswith("minmax")
     if bounds is None:
-        if per_image:
-            raise ParameterError(
-                f'decrypting normalize="{plan.normalize}" needs each image\'s bounds: '
-                "y, bounds = encrypt(..., return_bounds=True), then decrypt(y, plan, bounds=bounds)"
-            )
+        check_missing(plan)
         return None
     array = bounds
     if is_tensor(bounds):
@@ -265,24 +286,6 @@ def _given_bounds(bounds: Any, plan: Plan, images: Images) -> Bounds | None:
         array = bounds.numpy() if bounds.device.type == "cpu" and bounds.dtype == torch.int32 else None
     if not isinstance(array, np.ndarray) or array.dtype != np.int32:
         raise InputTypeError("bounds must be an int32 array in main memory, as encrypt(..., return_bounds=True) gives")
-    full = _bounds_shape(plan, images.count)
-    expected = (full if plan.normalize == "minmax_channel" else (full[0], 2))[0 if images.batched else 1 :]
-    if array.shape != expected:
-        raise InputShapeError(f"bounds must have shape {expected} for these images, got {array.shape}")
-    lo, hi = array[..., 0], array[..., 1]
-    if array.size and (lo.min() < plan.lo or hi.max() > plan.hi or (lo > hi).any()):
-        raise DecryptError(f"bounds must satisfy {plan.lo} <= lo <= hi <= {plan.hi}, the plan's; wrong key or damage")
-    if not per_image and ((lo != plan.lo) | (hi != plan.hi)).any():
-        raise DecryptError(f'for normalize="{plan.normalize}" every pair of bounds is ({plan.lo}, {plan.hi})')
-    return np.ascontiguousarray(array.reshape(full)) if per_image else None
-
-
-def _cannot_decrypt(flat: int, first_image: int, order: str, plan: Plan) -> DecryptError:
-    c, h, w = plan.shape
-    sizes = (c, h, w) if order == "CHW" else (h, w, c)
-    image, inside = divmod(flat, c * h * w)
-    place = dict(zip(order, np.unravel_index(inside, sizes), strict=True))
-    return DecryptError(
-        f"these values cannot come from this key and these parameters: first at image {first_image + image}, channel "
-        f"{place['C']}, row {place['H']}, column {place['W']}. The key or the plan is another, or the data is damaged"
-    )
+    check_shape(array.shape, plan, images.count, images.batched)
+    check_values(array, plan)
+    return np.ascontiguousarray(array.reshape(kernel_shape(plan, images.count))) if is_minmax(plan) else None

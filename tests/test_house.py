@@ -33,7 +33,11 @@ LAYERS: dict[str, str] = {
     "dlmt_fast._cpu": "backends",
     "dlmt_fast.stores": "stores",
     "dlmt_fast.stores.": "stores",
+    "dlmt_fast._cuda": "backends",
     "dlmt_fast.arrays": "functional",
+    "dlmt_fast.bounds": "functional",
+    "dlmt_fast.device_arrays": "functional",
+    "dlmt_fast.on_device": "functional",
     "dlmt_fast.direct": "functional",
     "dlmt_fast.functional": "functional",
     "dlmt_fast.traced": "functional",
@@ -77,7 +81,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 #: imported by others, and the modules that belong to one of them by that one.
 SHARED: dict[str, set[str]] = {
     "dlmt_fast.schemes": {"plan", "matrices", "precision"},
-    "dlmt_fast.backends": {"contract"},
+    "dlmt_fast.backends": {"contract", "built"},
     "dlmt_fast.stores": {"contract", "publish", "manifest", "decode", "png", "npy", "gzipped"},
 }
 PRIVATE: dict[str, set[str]] = {

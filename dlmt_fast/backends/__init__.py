@@ -15,9 +15,8 @@ from typing import NamedTuple, cast
 from ..errors import BackendError, ParameterError, missing
 from .contract import Backend
 
-_MODULES = {"reference": "reference", "native": "native", "numba": "numba_cpu"}
+_MODULES = {"reference": "reference", "native": "native", "numba": "numba_cpu", "cuda": "cuda"}
 NAMES = ("reference", "native", "numba", "cuda")
-_NO_CUDA = "this version has no CUDA backend; transform on the CPU, then move the result to the GPU"
 
 
 class Choice(NamedTuple):
@@ -28,7 +27,9 @@ class Choice(NamedTuple):
 
 
 def get(name: str) -> Backend:
-    """The backend module called `name`; "auto" gives the one of `auto()`.
+    """The backend module called `name`; "auto" gives the one of `auto()`, which is for images in main memory.
+
+    "cuda" takes device pointers instead of arrays; see its module.
 
     Raises:
         ParameterError: there is no backend of that name.
@@ -36,11 +37,17 @@ def get(name: str) -> Backend:
     """
     if name == "auto":
         return _auto_module()
+    check_name(name)
+    module = _load(name)
     if name == "cuda":
-        raise BackendError(_NO_CUDA)
-    if name not in _MODULES:
+        module.require()  # type: ignore[attr-defined]  # each time: a forked child has lost the device
+    return module
+
+
+def check_name(name: str) -> None:
+    """Raise ParameterError where there is no backend of that name."""
+    if name != "auto" and name not in NAMES:
         raise ParameterError(f"unknown backend {name!r}; expected auto, {', '.join(NAMES)}")
-    return _load(name)
 
 
 def available() -> dict[str, str]:

@@ -6,28 +6,16 @@ The environment variable DLMT_CPU_LEVEL, or `set_level`, names another. All give
 from __future__ import annotations
 
 import importlib
-import json
-from pathlib import Path
 from typing import Any
 
 from ..errors import BackendError
+from .built import why_missing
 from .contract import Array, Bounds, Coefficients
-
-
-def _reason() -> str:
-    """Why the module is missing, as the build recorded it."""
-    try:
-        build = json.loads((Path(__file__).resolve().parents[1] / "_build.json").read_text())
-        native = build["native"]
-        return "it was built but is gone" if native["built"] else str(native["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "dlmt_fast is used without having been installed"
-
 
 try:
     _cpu = importlib.import_module("dlmt_fast._cpu")
 except ModuleNotFoundError as error:
-    raise BackendError(f"the native module dlmt_fast._cpu is missing: {_reason()}") from error
+    raise BackendError(f"the native module dlmt_fast._cpu is missing: {why_missing('native')}") from error
 except ImportError as error:
     raise BackendError(f"the native module dlmt_fast._cpu cannot be loaded: {error}") from error
 
