@@ -1,6 +1,6 @@
 """`encrypt` and `decrypt` where torch looks on: the same checks from shapes and dtypes alone, then the operator.
 
-Used by `functional` alone, which hands its own work to the operators' kernels.
+Used by `functional`, which hands its own work to the operators' kernels, and by `transforms`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def encrypt(
 ) -> Any:
     """See `functional.encrypt`."""
     _check(images, "images", "uint8", plan, layout, backend, threads)
-    y, bounds = torch_ops.affine(images, plan.handle, layout, backend, threads, return_bounds)
-    y = _into(out, y, plan, layout)
     if not return_bounds:
-        return y
+        return _into(out, torch_ops.affine(images, plan.handle, layout, backend, threads), plan, layout)
+    y, bounds = torch_ops.affine_bounds(images, plan.handle, layout, backend, threads)
+    y = _into(out, y, plan, layout)
     bounds = bounds if plan.normalize == "minmax_channel" else bounds.squeeze(1)
     return y, (bounds if images.ndim == 4 else bounds.squeeze(0))
 
@@ -35,6 +35,22 @@ def decrypt(images: Any, plan: Plan, bounds: Any, out: Any, layout: str, backend
         raise ParameterError(f'decrypting normalize="{plan.normalize}" needs each image\'s bounds')
     result = torch_ops.affine_inverse(images, bounds, plan.handle, layout, backend, threads)
     return _into(out, result, plan, layout)
+
+
+def transform(images: Any, dtype: str, handle: int) -> Any:
+    """What a transform that was registered makes of images; it makes plans and checks when the operator runs, so that
+    sizes may come at any time.
+
+    Args:
+        dtype: the name of what it takes.
+        handle: from `register`.
+    """
+    if images.dtype != getattr(torch, dtype):
+        raise wrong_dtype("images", dtype, str(images.dtype).removeprefix("torch."))
+    return torch_ops.transform(images, handle)
+
+
+register = torch_ops.register
 
 
 def _run(images: Any, plan: Plan, out: Any, layout: str, backend: str, threads: int | None, return_bounds: bool) -> Any:
@@ -54,8 +70,10 @@ def _check(images: Any, role: str, dtype: str, plan: Plan, layout: str, backend:
         raise ParameterError(f"threads must be an integer of at least 1, or None; got {threads!r}")
     if images.dtype != getattr(torch, dtype):
         raise wrong_dtype(role, dtype, str(images.dtype).removeprefix("torch."))
-    if images.device.type != "cpu":
-        raise BackendError(f"{role} is on the device {images.device}, and this version transforms on the CPU only")
+    if images.device.type not in torch_ops.DEVICES:
+        raise BackendError(
+            f"{role} is on the device {images.device}; traced calls run on {', '.join(torch_ops.DEVICES)}"
+        )
     if images.requires_grad:
         raise InputTypeError(f"{role} requires grad, and this transform is not differentiable; pass tensor.detach()")
     check_shape(role, tuple(images.shape), plan.shape, layout)

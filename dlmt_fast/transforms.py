@@ -6,27 +6,33 @@ sample. Here every image of the sample is transformed, an unknown image type rai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from .checking import Checker, Report
+from .direct import torch_looks_on
 from .errors import InputTypeError, ParameterError, missing, refuse_export
 from .functional import decrypt, encrypt
 from .keys import Key, SecretHolder, export_is_allowed
+from .plans import Plans
 from .schemes import DLMT, Plan
 from .schemes.plan import DTypeLike, Scalars
 
 try:
+    import numpy as np
     import PIL.Image
     import torch
     from torch.utils._pytree import tree_flatten, tree_unflatten
     from torchvision import tv_tensors
     from torchvision.transforms import v2
     from torchvision.transforms.v2 import functional as F
+
+    from . import traced
 except ImportError as error:
     raise missing(error.name or "torchvision", "dlmt_fast.transforms", "torch") from error
 
 _PIL_MODES = ("L", "RGB")
+_FILE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")  # JPEG, PNG, GIF, TIFF
 
 
 class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
@@ -43,14 +49,9 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
         transform_inputs: Sequence[int] | Callable[[list[Any]], list[bool]] | None = None,
     ) -> None:
         super().__init__()
-        if normalize != "none" and dtype is None:
-            dtype = "float32"
-        self._key, self._scheme = key, scheme
-        self._options: dict[str, Any] = {"normalize": normalize, "dtype": dtype, "mean": mean, "std": std}
+        self._plans = Plans(key, scheme, normalize, dtype, mean, std)
         self._selected = _checked_choice(transform_inputs)
-        self._plans: dict[tuple[int, ...], Plan] = {}
-        channels = max(len(v) if isinstance(v, Sized) and getattr(v, "ndim", 1) != 0 else 1 for v in (mean, std))
-        self._dtype = self._new_plan((channels, 1, 1)).dtype  # refuses what can never work before an image comes
+        self._handle = traced.register(self)
 
     def forward(self, *inputs: Any) -> Any:
         """Transform every image of the sample; boxes, masks, labels and other dtypes pass."""
@@ -70,8 +71,17 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
     def _expected(self) -> str:
         raise NotImplementedError
 
-    def _call(self, tensor: torch.Tensor, plan: Plan) -> Any:
+    def _call(self, tensor: torch.Tensor, plan: Plan, out: torch.Tensor | None) -> Any:
         raise NotImplementedError
+
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """Of the transformed images."""
+        raise NotImplementedError
+
+    def transform_into(self, images: torch.Tensor, out: torch.Tensor) -> None:
+        """What the operator `dlmt::transform` runs where torch traced the call: (C, H, W) or (N, C, H, W)."""
+        self._call(images, self._plans[tuple(images.shape[-3:])], out)
 
     def _select(self, leaves: list[Any]) -> list[bool]:
         if self._selected is None:
@@ -91,7 +101,9 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
             leaf, (tv_tensors.Image, tv_tensors.Video, PIL.Image.Image)
         ):  # `_apply` refuses what it cannot do
             return True
-        if type(leaf) is not torch.Tensor or leaf.ndim not in (3, 4) or leaf.shape[-3] not in (1, 3):
+        if not isinstance(leaf, torch.Tensor) or isinstance(leaf, tv_tensors.TVTensor):
+            return False
+        if leaf.ndim not in (3, 4) or leaf.shape[-3] not in (1, 3):
             return False
         return bool(leaf.dtype == getattr(torch, self._expected()))
 
@@ -103,37 +115,47 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
                 )
             tensor = F.pil_to_tensor(image)
         elif isinstance(image, torch.Tensor) and not isinstance(image, tv_tensors.Video):
-            tensor = image
+            tensor = image.as_subclass(torch.Tensor) if isinstance(image, tv_tensors.TVTensor) else image
         else:
             raise InputTypeError(f"images must be tv_tensors.Image, PIL images or tensors, got {type(image).__name__}")
-        wrapped = type(image) is not torch.Tensor
-        shape = tuple(tensor.shape[-3:])
         if tensor.ndim not in (3, 4):
             raise InputTypeError(f"images must have 3 or 4 axes, (C, H, W) or (N, C, H, W), got {tuple(tensor.shape)}")
-        plain = tensor.as_subclass(torch.Tensor) if isinstance(tensor, tv_tensors.TVTensor) else tensor
-        result = self._call(plain, self._plan(shape))
-        return tv_tensors.Image(result) if wrapped else result
-
-    def _plan(self, shape: tuple[int, ...]) -> Plan:
-        plan = self._plans.get(shape)
-        if plan is None:
-            plan = self._plans[shape] = self._new_plan(shape)
-        return plan
-
-    def _new_plan(self, shape: tuple[int, ...]) -> Plan:
-        return self._scheme.plan(self._key, shape, **self._options)
+        if torch_looks_on(tensor):
+            result = traced.transform(tensor, self._expected(), self._handle)
+        else:
+            result = self._call(tensor, self._plans[tuple(tensor.shape[-3:])], None)
+        return tv_tensors.Image(result) if isinstance(image, (tv_tensors.TVTensor, PIL.Image.Image)) else result
 
     def extra_repr(self) -> str:
-        given = [f"{name}={value!r}" for name, value in self._options.items() if value is not None]
-        return ", ".join([f"key={self._key.fingerprint!r}", repr(self._scheme), *given])
+        return repr(self._plans)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         if not export_is_allowed():
             raise refuse_export(type(self).__name__)
         return object.__reduce_ex__(self, protocol)
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_plans": {}}  # a child makes its plans anew; they are larger than the key
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._handle = traced.register(self)
+
+
+def _refuse_hidden_image(leaf: Any) -> None:
+    """Raise for what holds an image in a form that would be left as it is."""
+    if isinstance(leaf, (bytes, bytearray)):
+        if leaf.startswith(_FILE_STARTS) or (leaf[:4] == b"RIFF" and leaf[8:12] == b"WEBP"):
+            raise InputTypeError("the sample holds an encoded image, which would be left as it is; decode it first")
+    elif isinstance(leaf, np.ndarray):
+        if leaf.dtype == np.uint8 and leaf.ndim in (3, 4) and {leaf.shape[-3], leaf.shape[-1]} & {1, 3}:
+            raise InputTypeError(
+                f"the sample holds a NumPy image, uint8 {leaf.shape}, which would be left as it is; make it a tensor "
+                "with v2.ToImage(), or name the images with transform_inputs="
+            )
+    elif isinstance(leaf, torch.Tensor) and not isinstance(leaf, tv_tensors.TVTensor):  # noqa: SIM102
+        if leaf.dtype == torch.uint8 and leaf.ndim in (3, 4) and leaf.shape[-1] in (1, 3):
+            raise InputTypeError(
+                f"the sample holds a uint8 tensor {tuple(leaf.shape)}, channels last, which would be left as it is; "
+                "permute it to (C, H, W), wrap it as tv_tensors.Mask, or name the images with transform_inputs="
+            )
 
 
 def _checked_choice(
@@ -169,7 +191,8 @@ class Encrypt(_KeyTransform):
     channels. PIL images come back as tv_tensors.Image.
 
     Raises:
-        InputTypeError: a sample without an image, a PIL image in another mode, or a tv_tensors.Video.
+        InputTypeError: a sample without an image, a PIL image in another mode, a tv_tensors.Video, or an image in a
+            form that would be left as it is: uint8 arrays, uint8 tensors with channels last, encoded files.
         CheckError: with `check`, where an earlier call gave another value than the reference.
     """
 
@@ -214,11 +237,25 @@ class Encrypt(_KeyTransform):
     def _expected(self) -> str:
         return "uint8"
 
-    def _call(self, tensor: torch.Tensor, plan: Plan) -> Any:
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """Of the transformed images."""
+        dtype: torch.dtype = getattr(torch, self._plans.dtype)
+        return dtype
+
+    def _select(self, leaves: list[Any]) -> list[bool]:
+        selected = super()._select(leaves)
+        if self._selected is None:
+            for leaf, chosen in zip(leaves, selected, strict=True):
+                if not chosen:
+                    _refuse_hidden_image(leaf)
+        return selected
+
+    def _call(self, tensor: torch.Tensor, plan: Plan, out: torch.Tensor | None) -> Any:
         if self._checker is None:
-            return encrypt(tensor, plan)
+            return encrypt(tensor, plan, out)
         end = self._checker.begin(tensor, plan)
-        result = encrypt(tensor, plan)
+        result = encrypt(tensor, plan, out)
         if end is not None:
             end(result, None)
         return result
@@ -243,10 +280,15 @@ class Decrypt(_KeyTransform):
         super().__init__(key, scheme, normalize, *args, **options)
 
     def _expected(self) -> str:
-        return self._dtype
+        return self._plans.dtype
 
-    def _call(self, tensor: torch.Tensor, plan: Plan) -> Any:
-        return decrypt(tensor, plan)
+    @property
+    def result_dtype(self) -> torch.dtype:
+        """Of the recovered images."""
+        return torch.uint8
+
+    def _call(self, tensor: torch.Tensor, plan: Plan, out: torch.Tensor | None) -> Any:
+        return decrypt(tensor, plan, out=out)
 
 
 __all__ = ["Decrypt", "Encrypt"]

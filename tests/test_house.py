@@ -45,6 +45,8 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.checking": "checking",
     "dlmt_fast.difference": "checking",
     "dlmt_fast.transforms": "transforms",
+    "dlmt_fast.albumentations": "transforms",
+    "dlmt_fast.plans": "transforms",
     "dlmt_fast.pipeline": "pipeline",
     "dlmt_fast.pipeline.": "pipeline",
     "dlmt_fast.training": "tools",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dlmt_fast as dlmt
-import dlmt_fast.traced  # defines the operators
+import dlmt_fast.checking
+from dlmt_fast.transforms import Decrypt, Encrypt
 
 SCHEMES = {
     "mat": dlmt.DLMT("mat"),
@@ -56,15 +58,15 @@ def test_opcheck_and_equality(mode: str, normalize: str, dtype: str, memory: str
     plan = SCHEMES[mode].plan(key, SHAPE, normalize, dtype)
     images, layout = images_for(memory)
     y, bounds = dlmt.encrypt(images, plan, layout=layout, return_bounds=True)
-    through, limits = torch.ops.dlmt.affine(images, plan.handle, layout, "auto", 0, True)
+    through, limits = torch.ops.dlmt.affine_bounds(images, plan.handle, layout)
     assert same(through, y)
+    assert same(torch.ops.dlmt.affine(images, plan.handle, layout), y)
     assert torch.equal(limits.reshape(bounds.shape), bounds)
     back = torch.ops.dlmt.affine_inverse(through, bounds, plan.handle, layout, "auto", 0)
     assert torch.equal(back, dlmt.decrypt(y, plan, bounds=bounds, layout=layout))
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")
-    torch.library.opcheck(
-        torch.ops.dlmt.affine.default, (images, plan.handle, layout, "auto", 1, True), test_utils=checks
-    )
+    for operator in (torch.ops.dlmt.affine, torch.ops.dlmt.affine_bounds):
+        torch.library.opcheck(operator.default, (images, plan.handle, layout, "auto", 1), test_utils=checks)
     torch.library.opcheck(
         torch.ops.dlmt.affine_inverse.default, (y, bounds, plan.handle, layout, "auto", 1), test_utils=checks
     )
@@ -75,7 +77,8 @@ def test_opcheck_whole(normalize: str, dtype: str, key: dlmt.Key) -> None:
     plan = SCHEMES["mat_mmt"].plan(key, SHAPE, normalize, dtype)
     images, layout = images_for("NCHW")
     y, bounds = dlmt.encrypt(images, plan, layout=layout, return_bounds=True)
-    torch.library.opcheck(torch.ops.dlmt.affine.default, (images, plan.handle, layout, "auto", 0, False))
+    torch.library.opcheck(torch.ops.dlmt.affine.default, (images, plan.handle))
+    torch.library.opcheck(torch.ops.dlmt.affine_bounds.default, (images, plan.handle, layout, "auto", 0))
     torch.library.opcheck(torch.ops.dlmt.affine_inverse.default, (y, bounds, plan.handle, layout, "auto", 0))
 
 
@@ -112,10 +115,10 @@ def test_inductor(key: dlmt.Key) -> None:
 def test_fake_tensors_have_the_shape_dtype_and_strides_of_real_ones(memory: str, key: dlmt.Key) -> None:
     plan = SCHEMES["mat_mmt"].plan(key, SHAPE, "minmax_channel", "float16")
     images, layout = images_for(memory)
-    real = torch.ops.dlmt.affine(images, plan.handle, layout, "auto", 0, True)
+    real = torch.ops.dlmt.affine(images, plan.handle, layout)
     with FakeTensorMode() as mode:
         fake = dlmt.encrypt(mode.from_tensor(images), plan, layout=layout)
-    assert (fake.shape, fake.dtype, fake.stride()) == (real[0].shape, real[0].dtype, real[0].stride())
+    assert (fake.shape, fake.dtype, fake.stride()) == (real.shape, real.dtype, real.stride())
 
 
 @pytest.mark.parametrize(("normalize", "dtype"), PAIRS)
@@ -155,7 +158,7 @@ def test_autocast_and_inference_mode(key: dlmt.Key) -> None:
     expected = dlmt.encrypt(images, plan)
     with torch.autocast("cpu", torch.bfloat16):
         assert same(dlmt.encrypt(images, plan), expected)
-        assert same(torch.ops.dlmt.affine(images, plan.handle, "NCHW", "auto", 0, False)[0], expected)
+        assert same(torch.ops.dlmt.affine(images, plan.handle), expected)
     with torch.inference_mode():
         assert torch.equal(dlmt.encrypt(images, plan), expected)
         assert torch.equal(dlmt.encrypt(images.clone(), plan), expected)
@@ -203,7 +206,7 @@ def test_wrong_inputs_are_refused_while_tracing(key: dlmt.Key) -> None:
 
 def test_a_graph_outlives_no_plan() -> None:
     with pytest.raises(dlmt.errors.ParameterError, match="no longer exists"):
-        torch.ops.dlmt.affine(images_for("NCHW")[0], 1, "NCHW", "auto", 0, False)
+        torch.ops.dlmt.affine(images_for("NCHW")[0], 1)
 
 
 def test_out_is_written_while_tracing(key: dlmt.Key) -> None:
@@ -215,13 +218,138 @@ def test_out_is_written_while_tracing(key: dlmt.Key) -> None:
     assert torch.equal(out, dlmt.encrypt(images, plan))
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_a_transform_that_has_seen_the_size_compiles_whole(key: dlmt.Key) -> None:
-    from dlmt_fast.transforms import Encrypt
+# --- transforms ------------------------------------------------------------------------------------------------------
 
+
+@pytest.mark.parametrize(("normalize", "dtype"), PAIRS)
+def test_a_transform_compiles_whole_at_its_first_call(normalize: str, dtype: str, key: dlmt.Key) -> None:
+    """It makes its plans when the graph runs; a second graph serves all batches and all sizes."""
     torch._dynamo.reset()
+    transform, eager = (Encrypt(key, SCHEMES["mat_mmt"], normalize, dtype) for _ in range(2))
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(lambda x: (transform(x), x + 1), fullgraph=True, backend=counter)
+    for count in (4, 4, 7, 9, 4, 65):
+        images, _ = images_for("NCHW", count)
+        assert same(compiled(images)[0], eager(images))
+    assert counter.frame_count <= 2
+
+
+def test_a_compiled_transform_meets_other_sizes(key: dlmt.Key) -> None:
+    torch._dynamo.reset()
+    transform, eager = Encrypt(key, SCHEMES["mat_mmt"]), Encrypt(key, SCHEMES["mat_mmt"])
+    compiled = torch.compile(transform, fullgraph=True, dynamic=True)
+    for shape in ((3, 6, 5), (3, 8, 9), (2, 3, 6, 5), (2, 1, 7, 7)):
+        images = torch.randint(0, 256, shape, dtype=torch.uint8)
+        assert torch.equal(compiled({"image": images, "label": 3})["image"], eager(images))
+
+
+def test_a_compiled_model_with_the_transform_before_it(key: dlmt.Key) -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    layers = torch.nn.Flatten(1), torch.nn.Linear(90, 4)
+    model = torch.nn.Sequential(Encrypt(key, SCHEMES["mat_mmt"], mean=0.5, std=0.25), *layers)
     images, _ = images_for("NCHW")
-    transform = Encrypt(key, SCHEMES["mat_mmt"])
+    expected = model(images)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True)(images), expected)
+    expected.sum().backward()
+    assert layers[1].weight.grad is not None
+
+
+def test_decrypt_compiles_whole(key: dlmt.Key) -> None:
+    torch._dynamo.reset()
+    there, back = Encrypt(key, SCHEMES["mat_mmt"], "none"), Decrypt(key, SCHEMES["mat_mmt"], "none")
+    images, _ = images_for("channels_last")
+    compiled = torch.compile(lambda x: back(there(x)), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(images), images)
+    with pytest.raises(dlmt.errors.DecryptError):
+        torch.compile(back, backend="aot_eager")(torch.full((2, *SHAPE), -1, dtype=torch.int32))
+
+
+def test_the_check_sees_what_is_compiled(key: dlmt.Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch._dynamo.reset()
+    transform = Encrypt(key, SCHEMES["mat_mmt"], check="all")
+    compiled = torch.compile(lambda x: transform(x) + 1, fullgraph=True, backend="aot_eager")
+    images, _ = images_for("NCHW")
+    for _ in range(3):
+        compiled(images)
+    report = transform.check_report()
+    assert (report.calls, report.checked, report.values, report.differ) == (3, 3, 3 * images.numel(), 0)
+    wrong = SCHEMES["mat_mmt"].plan(dlmt.Key(bytes(32)), SHAPE, "range", "float32")
+    with monkeypatch.context() as patch:
+        patch.setattr("dlmt_fast.transforms.encrypt", lambda x, _, out: dlmt.encrypt(x, wrong, out))
+        compiled(images)
+    assert transform.check_report().differ > 0
+    with pytest.raises(dlmt.checking.CheckError, match="differ from the reference"):
+        compiled(images)
+    assert transform.close_check().calls == 4, "the call that raised was not made"
+
+
+@pytest.mark.parametrize("memory", [name for name in MEMORY if name != "NHWC"])
+@pytest.mark.parametrize(("normalize", "dtype"), PAIRS)
+def test_opcheck_of_transforms(normalize: str, dtype: str, memory: str, key: dlmt.Key) -> None:
+    transform = Encrypt(key, SCHEMES["mat_mmt"], normalize, dtype)
+    images, _ = images_for(memory)
+    y = torch.ops.dlmt.transform(images, transform._handle)
+    assert same(y, transform(images))
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(torch.ops.dlmt.transform.default, (images, transform._handle), test_utils=checks)
+    with FakeTensorMode() as mode:
+        fake = transform(mode.from_tensor(images))
+    assert (fake.shape, fake.dtype, fake.stride()) == (y.shape, y.dtype, y.stride())
+
+
+@pytest.mark.parametrize("inner_batch", [False, True])
+def test_vmap_of_a_transform(inner_batch: bool, key: dlmt.Key) -> None:
+    images, _ = images_for("NCHW", 6)
+    transform = Encrypt(key, SCHEMES["mat_mmt"], "minmax")
     expected = transform(images)
-    fused = torch.compile(lambda x: transform(x) * 2, fullgraph=True, backend="aot_eager")
-    assert torch.equal(fused(images), expected * 2)
+    mapped = images.reshape(2, 3, *SHAPE) if inner_batch else images
+    assert same(torch.vmap(transform)(mapped).reshape(expected.shape), expected)
+
+
+def test_transforms_refuse_while_tracing_too(key: dlmt.Key) -> None:
+    transform = Encrypt(key, SCHEMES["mat_mmt"])
+    with FakeTensorMode() as mode:
+        x = mode.from_tensor(images_for("NCHW")[0])
+        with pytest.raises(dlmt.errors.InputTypeError, match="found no image"):
+            transform(x.float())
+        with pytest.raises(dlmt.errors.InputTypeError, match="uint8, got float32"):
+            Encrypt(key, SCHEMES["mat_mmt"], transform_inputs=[0])(x.float())
+        with pytest.raises(dlmt.errors.InputTypeError, match="not differentiable"):
+            Decrypt(key, SCHEMES["mat_mmt"])(x.float().requires_grad_())
+
+
+def test_a_graph_outlives_no_transform() -> None:
+    with pytest.raises(dlmt.errors.ParameterError, match="no longer exists"):
+        torch.ops.dlmt.transform(images_for("NCHW")[0], 1)
+
+
+# --- nothing is exported ---------------------------------------------------------------------------------------------
+
+
+class Encrypts(torch.nn.Module):
+    """A model that transforms by the function, not by the transform."""
+
+    def __init__(self, plan: dlmt.Plan) -> None:
+        super().__init__()
+        self.plan = plan
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return dlmt.encrypt(x, self.plan).float().mean()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit warns of much else
+@pytest.mark.parametrize("kind", ["function", "transform"])
+def test_neither_onnx_nor_torch_jit_takes_a_model_with_the_transform(kind: str, key: dlmt.Key, tmp_path: Path) -> None:
+    """torch.jit would bake the example's result in as a constant, without a word."""
+    scheme = SCHEMES["mat_mmt"]
+    model = torch.nn.Sequential(Encrypt(key, scheme)) if kind == "transform" else Encrypts(scheme.plan(key, SHAPE))
+    model, images, file = model.eval(), images_for("NCHW")[0], tmp_path / "model.onnx"
+    for export in (
+        lambda: torch.jit.trace(model, images),
+        lambda: torch.onnx.export(model, (images,), file, dynamo=False),
+        lambda: torch.onnx.export(model, (images,), file, dynamo=True, verbose=False),
+    ):
+        with pytest.raises(Exception, match="cannot be part of an exported graph"):
+            export()
+    assert not file.exists()

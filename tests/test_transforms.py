@@ -205,11 +205,10 @@ NOTHING = {
     "mask": tv_tensors.Mask(torch.zeros(1, 8, 10, dtype=torch.uint8)),
     "float image": torch.rand(3, 8, 10),
     "int64 image": torch.zeros(3, 8, 10, dtype=torch.int64),
-    "channels last": torch.zeros(8, 10, 3, dtype=torch.uint8),
     "no channel": torch.zeros(8, 10, dtype=torch.uint8),
     "five axes": torch.zeros(1, 2, 3, 8, 10, dtype=torch.uint8),
-    "array": np.zeros((3, 8, 10), np.uint8),
-    "bytes": b"png",
+    "float array": np.zeros((8, 10, 3), np.float32),
+    "bytes": b"text",
     "object": object(),
 }
 
@@ -219,6 +218,42 @@ def test_a_sample_without_an_image_raises(name: str, key: dlmt.Key) -> None:
     for sample in (NOTHING[name], (NOTHING[name], 3)):
         with pytest.raises(InputTypeError, match="found no image in the sample"):
             Encrypt(key, SCHEME)(sample)
+
+
+def encoded(kind: str) -> bytes:
+    file = io.BytesIO()
+    picture().save(file, kind)
+    return file.getvalue()
+
+
+HIDDEN = {
+    "channels last": (lambda: pixels(8, 10, 3), "channels last"),
+    "gray, channels last": (lambda: pixels(2, 8, 10, 1), "channels last"),
+    "array": (lambda: pixels(8, 10, 3).numpy(), r"NumPy image, uint8 \(8, 10, 3\).*ToImage"),
+    "array, channels first": (lambda: pixels(4, 1, 8, 10).numpy(), "NumPy image"),
+    **{kind: (lambda kind=kind: encoded(kind), "encoded image") for kind in ("JPEG", "PNG", "GIF", "TIFF", "WEBP")},
+}
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_an_image_in_a_form_that_would_pass_as_it_is_raises(name: str, key: dlmt.Key) -> None:
+    """Beside an image that is transformed nobody would see it."""
+    make, words = HIDDEN[name]
+    for sample in (make(), {"image": pixels(), "again": [make()]}):
+        with pytest.raises(InputTypeError, match=words):
+            Encrypt(key, SCHEME)(sample)
+    done = Encrypt(key, SCHEME, transform_inputs=[0])((pixels(), held := make()))
+    assert done[1] is held
+
+
+def test_subclasses_of_tensor_are_images_too(key: dlmt.Key) -> None:
+    class Own(torch.Tensor):
+        pass
+
+    for image in (pixels().as_subclass(Own), torch.nn.Parameter(pixels(), requires_grad=False)):
+        done = Encrypt(key, SCHEME)((image, pixels(seed=1)))
+        assert torch.equal(done[0].as_subclass(torch.Tensor), expected(pixels(), key))
+        assert torch.equal(done[1], expected(pixels(seed=1), key))
 
 
 def test_image_types_that_are_not_known_raise(key: dlmt.Key) -> None:
