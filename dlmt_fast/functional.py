@@ -213,6 +213,8 @@ def _plan(plan: Plan) -> Plan:
 def _target(out: Any, images: Images, dtype: str, plan: Plan) -> Images:
     if out is None:
         return allocate(images, dtype, plan.shape)
+    if on_gpu(out):
+        raise InputTypeError("out is on a GPU, and the images are in main memory; both must be on one device")
     target = adopt(out, "out", dtype, plan.shape, images.layout)
     if target.kind != images.kind:
         raise InputTypeError(f"out must be of the same kind as the images, got {target.kind} for {images.kind}")

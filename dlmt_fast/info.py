@@ -37,7 +37,18 @@ def collect() -> dict[str, Any]:
 
         facts["cpu_level"] = native.level()
         facts["cpu_levels"] = list(native.levels())
+    if record := cuda_record(available["cuda"] == "ok"):
+        facts["cuda"] = record
     return facts
+
+
+def cuda_record(usable: bool) -> dict[str, Any]:
+    """What the CUDA module was compiled for, and the devices it can use; empty where the module is missing."""
+    try:
+        from .backends import cuda
+    except BackendError:
+        return {}
+    return {"architectures": cuda.architectures(), "devices": cuda.devices() if usable else []}
 
 
 def describe(facts: dict[str, Any]) -> str:
@@ -48,10 +59,20 @@ def describe(facts: dict[str, Any]) -> str:
         lines.append(f'  backend="auto" is {facts["auto"]["name"]}: {facts["auto"]["reason"]}')
     if "cpu_level" in facts:
         lines.append(f"  CPU level {facts['cpu_level']} (of {', '.join(facts['cpu_levels'])}; DLMT_CPU_LEVEL chooses)")
+    if "cuda" in facts:
+        lines.append(f"  CUDA code for {', '.join(facts['cuda']['architectures'])}")
+        lines += [f"  cuda:{i} {_device(device)}" for i, device in enumerate(facts["cuda"]["devices"])]
     for module, record in facts["build"].items():
         lines.append(f"  built {module}: {'yes' if record.get('built') else 'no'}, {record.get('reason', '')}")
     lines.append("  " + ", ".join(f"{name} {version or 'missing'}" for name, version in facts["packages"].items()))
     return "\n".join(lines)
+
+
+def _device(device: dict[str, Any]) -> str:
+    return (
+        f"{device['name']}, compute capability {device['capability']}, {device['multiprocessors']} multiprocessors, "
+        f"{device['memory'] / 2**30:.1f} GiB"
+    )
 
 
 def build_record() -> dict[str, Any]:

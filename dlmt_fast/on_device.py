@@ -133,9 +133,9 @@ def _borrowed_out(out: Any, images: Any) -> Any:
 
 
 def _another_kind(out: Any, images: Any) -> InputTypeError:
-    kinds = [f"{type(value).__module__}.{type(value).__qualname__}" for value in (out, images)]
+    got, wanted = (f"{type(value).__module__}.{type(value).__qualname__}" for value in (out, images))
     return InputTypeError(
-        f"out must be of the same kind as the images, and on the same device: got {kinds[0]} for {kinds[1]}"
+        f"out must be of the same kind as the images, and on a GPU as they are: got {got} for images of {wanted}"
     )
 
 

@@ -23,7 +23,9 @@ import torch
 
 from .errors import InputTypeError, ParameterError, SecretExportError
 
-DEVICES = ("cpu",)
+#: Decrypting waits for the device, so it stays out of the CUDA graphs that torch.compile makes (torch 2.8 and newer).
+_TAGS = {"affine_inverse": tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))}
+DEVICES = ("cpu", "cuda")
 _OPTIONS = "int plan, str layout='NCHW', str backend='auto', int threads=0"
 _SCHEMAS = {
     "affine": f"(Tensor images, {_OPTIONS}) -> Tensor",
@@ -151,7 +153,7 @@ def define(
 
 
 def _register(name: str, run: Any, shape: Any, batched: Any) -> None:
-    _library.define(f"dlmt::{name}", _SCHEMAS[name])
+    _library.define(f"dlmt::{name}", _SCHEMAS[name], tags=_TAGS.get(name, ()))
     _library.register_kernel(f"dlmt::{name}", DEVICES, run)
     _library.register_fake(f"dlmt::{name}", shape)
     _library.register_vmap(f"dlmt::{name}", batched)

@@ -74,6 +74,8 @@ def _check(images: Any, role: str, dtype: str, plan: Plan, layout: str, backend:
         raise BackendError(
             f"{role} is on the device {images.device}; traced calls run on {', '.join(torch_ops.DEVICES)}"
         )
+    if backend != "auto" and (backend == "cuda") != (images.device.type == "cuda"):
+        raise BackendError(f'backend="{backend}" does not take {role} on the device {images.device}; use "auto"')
     if images.requires_grad:
         raise InputTypeError(f"{role} requires grad, and this transform is not differentiable; pass tensor.detach()")
     check_shape(role, tuple(images.shape), plan.shape, layout)

@@ -128,7 +128,7 @@ def test_any_strides_give_what_a_contiguous_copy_gives(data: st.DataObject) -> N
     out = any_view(data, np.zeros_like(want), "out") if data.draw(st.booleans(), "whether out is given") else None
     layout = data.draw(st.sampled_from(sorted(LAYOUTS)), "layout")
     axes = LAYOUTS[layout]
-    for backend in (name for name, state in dlmt.backends.available().items() if state == "ok"):
+    for backend in (name for name, state in dlmt.backends.available().items() if state == "ok" and name != "cuda"):
         named = {"layout": layout, "backend": backend, "threads": 2}
         y, bounds = dlmt.encrypt(
             source.transpose(axes), plan, out=None if out is None else out.transpose(axes), return_bounds=True, **named
