@@ -23,8 +23,10 @@ import torch
 
 from .errors import InputTypeError, ParameterError, SecretExportError
 
-#: Decrypting waits for the device, so it stays out of the CUDA graphs that torch.compile makes (torch 2.8 and newer).
-_TAGS = {"affine_inverse": tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))}
+#: Decrypting waits for the device, and a check compares on the host at every call, so both stay out of the CUDA graphs
+#: that torch.compile makes (torch 2.8 and newer).
+_ON_HOST = tuple(filter(None, [getattr(torch.Tag, "cudagraph_unsafe", None)]))
+_TAGS = {"affine_inverse": _ON_HOST, "transform_on_host": _ON_HOST}
 DEVICES = ("cpu", "cuda")
 _OPTIONS = "int plan, str layout='NCHW', str backend='auto', int threads=0"
 _SCHEMAS = {
@@ -32,6 +34,7 @@ _SCHEMAS = {
     "affine_bounds": f"(Tensor images, {_OPTIONS}) -> (Tensor, Tensor)",
     "affine_inverse": f"(Tensor images, Tensor? bounds, {_OPTIONS}) -> Tensor",
     "transform": "(Tensor images, int transform) -> Tensor",
+    "transform_on_host": "(Tensor images, int transform) -> Tensor",
 }
 _library: Any = torch.library  # its registration functions are untyped
 
@@ -56,10 +59,15 @@ def register(transform: Any) -> int:
     return handle
 
 
-def transform(images: torch.Tensor, handle: int) -> torch.Tensor:
-    """What the registered transform makes of images, through the operator."""
+def transform(images: torch.Tensor, handle: int, on_host: bool) -> torch.Tensor:
+    """What the registered transform makes of images, through the operator.
+
+    Args:
+        on_host: the host takes part in every call, so that no CUDA graph may stand for it.
+    """
     _refuse_export()
-    result: torch.Tensor = torch.ops.dlmt.transform(images, int(handle))
+    operator = torch.ops.dlmt.transform_on_host if on_host else torch.ops.dlmt.transform
+    result: torch.Tensor = operator(images, int(handle))
     return result
 
 
@@ -149,7 +157,8 @@ def define(
     _register("affine", run, shape, _batched)
     _register("affine_bounds", run_bounds, shapes_bounds, _batched_bounds)
     _register("affine_inverse", run_inverse, shape_inverse, _batched_inverse)
-    _register("transform", _run_transform, _shape_transform, _batched_transform)
+    for name in ("transform", "transform_on_host"):
+        _register(name, _run_transform, _shape_transform, _batched_transform(name))
 
 
 def _register(name: str, run: Any, shape: Any, batched: Any) -> None:
@@ -207,9 +216,12 @@ def _batched_inverse(info: Any, in_dims: Any, images: torch.Tensor, bounds: Any,
     return _split(torch.ops.dlmt.affine_inverse(flat, bounds, *rest), images, size), 0
 
 
-def _batched_transform(info: Any, in_dims: Any, images: torch.Tensor, handle: int) -> Any:
-    flat, size = _flatten(images, in_dims[0])
-    return _split(torch.ops.dlmt.transform(flat, handle), images, size), 0
+def _batched_transform(name: str) -> Any:
+    def batched(info: Any, in_dims: Any, images: torch.Tensor, handle: int) -> Any:
+        flat, size = _flatten(images, in_dims[0])
+        return _split(getattr(torch.ops.dlmt, name)(flat, handle), images, size), 0
+
+    return batched
 
 
 def _flatten(images: torch.Tensor, dim: int) -> tuple[torch.Tensor, int]:

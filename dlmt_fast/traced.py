@@ -37,17 +37,18 @@ def decrypt(images: Any, plan: Plan, bounds: Any, out: Any, layout: str, backend
     return _into(out, result, plan, layout)
 
 
-def transform(images: Any, dtype: str, handle: int) -> Any:
+def transform(images: Any, dtype: str, handle: int, on_host: bool) -> Any:
     """What a transform that was registered makes of images; it makes plans and checks when the operator runs, so that
     sizes may come at any time.
 
     Args:
         dtype: the name of what it takes.
         handle: from `register`.
+        on_host: see `torch_ops.transform`.
     """
     if images.dtype != getattr(torch, dtype):
         raise wrong_dtype("images", dtype, str(images.dtype).removeprefix("torch."))
-    return torch_ops.transform(images, handle)
+    return torch_ops.transform(images, handle, on_host)
 
 
 register = torch_ops.register

@@ -71,6 +71,10 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
     def _expected(self) -> str:
         raise NotImplementedError
 
+    def _on_host(self) -> bool:
+        """Whether the host takes part in every call, on a GPU too."""
+        raise NotImplementedError
+
     def _call(self, tensor: torch.Tensor, plan: Plan, out: torch.Tensor | None) -> Any:
         raise NotImplementedError
 
@@ -121,7 +125,7 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
         if tensor.ndim not in (3, 4):
             raise InputTypeError(f"images must have 3 or 4 axes, (C, H, W) or (N, C, H, W), got {tuple(tensor.shape)}")
         if torch_looks_on(tensor):
-            result = traced.transform(tensor, self._expected(), self._handle)
+            result = traced.transform(tensor, self._expected(), self._handle, self._on_host())
         else:
             result = self._call(tensor, self._plans[tuple(tensor.shape[-3:])], None)
         return tv_tensors.Image(result) if isinstance(image, (tv_tensors.TVTensor, PIL.Image.Image)) else result
@@ -251,6 +255,9 @@ class Encrypt(_KeyTransform):
                     _refuse_hidden_image(leaf)
         return selected
 
+    def _on_host(self) -> bool:
+        return self._checker is not None
+
     def _call(self, tensor: torch.Tensor, plan: Plan, out: torch.Tensor | None) -> Any:
         if self._checker is None:
             return encrypt(tensor, plan, out)
@@ -286,6 +293,9 @@ class Decrypt(_KeyTransform):
     def result_dtype(self) -> torch.dtype:
         """Of the recovered images."""
         return torch.uint8
+
+    def _on_host(self) -> bool:
+        return True  # it asks the device whether all values could be decrypted
 
     def _call(self, tensor: torch.Tensor, plan: Plan, out: torch.Tensor | None) -> Any:
         return decrypt(tensor, plan, out=out)

@@ -298,10 +298,31 @@ def test_opcheck_of_transforms(normalize: str, dtype: str, memory: str, key: dlm
     assert (fake.shape, fake.dtype, fake.stride()) == (y.shape, y.dtype, y.stride())
 
 
+def test_where_the_host_takes_part_no_cuda_graph_stands_for_it(key: dlmt.Key) -> None:
+    """A replayed graph runs no Python: checks would be left out, and decrypting could not tell of errors."""
+    torch._dynamo.reset()
+    graphs: list[str] = []
+
+    def backend(module: torch.fx.GraphModule, example: Any) -> Any:
+        graphs.append(str(module.code))
+        return module
+
+    images, scheme = images_for("NCHW")[0], SCHEMES["mat_mmt"]
+    for transform in (Encrypt(key, scheme), Encrypt(key, scheme, check=0.5), Decrypt(key, scheme, dtype="uint8")):
+        torch.compile(transform, fullgraph=True, backend=backend)(images)
+    assert ["dlmt.transform_on_host(" in code for code in graphs] == [False, True, True]
+    assert "dlmt.transform(" in graphs[0]
+    unsafe = getattr(torch.Tag, "cudagraph_unsafe", None)
+    if unsafe is not None:
+        assert unsafe in torch.ops.dlmt.transform_on_host.default.tags
+        assert unsafe not in torch.ops.dlmt.transform.default.tags
+
+
+@pytest.mark.parametrize("check", [None, "all"])
 @pytest.mark.parametrize("inner_batch", [False, True])
-def test_vmap_of_a_transform(inner_batch: bool, key: dlmt.Key) -> None:
+def test_vmap_of_a_transform(inner_batch: bool, check: Any, key: dlmt.Key) -> None:
     images, _ = images_for("NCHW", 6)
-    transform = Encrypt(key, SCHEMES["mat_mmt"], "minmax")
+    transform = Encrypt(key, SCHEMES["mat_mmt"], "minmax", check=check)
     expected = transform(images)
     mapped = images.reshape(2, 3, *SHAPE) if inner_batch else images
     assert same(torch.vmap(transform)(mapped).reshape(expected.shape), expected)
