@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,8 +118,11 @@ def described(images: Any, plan: Plan, in_place: bool, layout: str, backend: str
 def parts_of(
     images: Any, plan: Any, layout: Any, most_bytes: int, everything: bool, offset: float
 ) -> list[slice | None]:
-    """Which images are compared; none where `encrypt` will refuse them or there is none."""
+    """Which images are compared; none where `encrypt` will refuse them or there is none, and none while a CUDA graph is
+    captured: nothing is computed then, and no replay comes by here."""
     if not isinstance(plan, Plan) or not (isinstance(images, np.ndarray) or is_tensor(images)):
+        return []
+    if getattr(images, "is_cuda", False) and sys.modules["torch"].cuda.is_current_stream_capturing():
         return []
     if not (str(layout).startswith("N") and images.ndim == 4):
         return [None]
@@ -145,6 +149,15 @@ def event_after(images: Any) -> Any:
     return event
 
 
+def _own_stream(device: str) -> AbstractContextManager[Any]:
+    """Where copies to main memory are put, so that no other work of the device waits for them."""
+    if not device.startswith("cuda"):
+        return nullcontext()
+    cuda = sys.modules["torch"].cuda
+    stream: AbstractContextManager[Any] = cuda.stream(cuda.Stream(device))
+    return stream
+
+
 def _memory(values: Any) -> NDArray[Any]:
     """A NumPy array with the values' bits; bfloat16 as int16."""
     if isinstance(values, np.ndarray):
@@ -164,7 +177,8 @@ def compare(piece: Piece) -> tuple[int, int, Difference | None]:
     """(values compared, how many differ, the first of them in the caller's order)."""
     token = unobserved.set(True)
     try:
-        return _compare(piece)
+        with _own_stream(piece.call.device):
+            return _compare(piece)
     finally:
         unobserved.reset(token)
 

@@ -106,6 +106,11 @@ def encrypt_now(
 def _observed(images: Any, plan: Plan, out: Any, layout: str, *options: Any) -> Any:
     """`encrypt_now` while somebody looks on: the input is shown before, since `out` may be the images themselves."""
     *shown, return_bounds = options
+    if on_gpu(images) and not is_tensor(images):
+        raise BackendError(
+            f"the check while training compares NumPy arrays and torch tensors, not {type(images).__module__}."
+            f"{type(images).__qualname__}; pass torch.from_dlpack(images)"
+        )
     token = unobserved.set(True)
     try:
         after = [begin(images, plan, out, layout, *shown) for begin in tuple(observers)]

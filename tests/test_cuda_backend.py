@@ -11,6 +11,7 @@ import json
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dlmt_fast as dlmt
 from dlmt_fast import functional, info
+from dlmt_fast.checking import Checker, CheckError, checked
 from dlmt_fast.errors import BackendError, DecryptError, InputShapeError, InputTypeError, ParameterError
 
 
@@ -557,6 +559,63 @@ def test_the_stream_of_an_array_interface_is_waited_for(
     y = dlmt.encrypt(foreign(), SCHEME.plan(key, SHAPE))
     assert same(gpu.off(y), dlmt.encrypt(pixels(), SCHEME.plan(key, SHAPE), backend="reference"))
     assert seen == waited
+
+
+# --- the check while training ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def streams(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """torch's streams and events by name, and what was done with them."""
+    done: list[str] = []
+
+    class Event:
+        def record(self, stream: str) -> None:
+            done.append(f"record on {stream}")
+
+        def synchronize(self) -> None:
+            done.append("wait for the event")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"current of {device}")
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"side of {device}")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(done.append(f"work on {stream}")))
+    return done
+
+
+def test_the_check_copies_on_a_stream_of_its_own(key: dlmt.Key, gpu: Any, streams: list[str]) -> None:
+    plan = SCHEME.plan(key, SHAPE, "minmax", "float32")
+    images = gpu.put(pixels(), 1)
+    with checked("all") as checker:
+        dlmt.encrypt(images, plan)
+    assert checker.report().values == images.numel()
+    assert streams == ["record on current of cuda:1", "work on side of cuda:1", "wait for the event"]
+    wrong = gpu.put(pixels(seed=1), 1)
+    checker = Checker("all")
+    end = checker.begin(images, plan)
+    assert end is not None
+    end(dlmt.encrypt(wrong, plan), None)
+    with pytest.raises(CheckError, match=r"backend cuda, Pretended 1 \(cuda:1\)"):
+        checker.close()
+
+
+@pytest.mark.usefixtures("streams")
+def test_what_is_captured_is_not_checked(key: dlmt.Key, gpu: Any) -> None:
+    plan = SCHEME.plan(key, SHAPE)
+    images = gpu.put(pixels())
+    dlmt.encrypt(images, plan)
+    with checked("all") as checker:
+        gpu.module.capturing = True
+        dlmt.encrypt(images, plan)
+        gpu.module.capturing = False
+    assert (checker.report().calls, checker.report().checked) == (1, 0)
+
+
+@pytest.mark.usefixtures("gpu")
+def test_the_check_refuses_what_it_cannot_compare(key: dlmt.Key, cupy: Any) -> None:
+    images = cupy.ndarray(pixels().numpy(), 0)
+    with checked("all"), pytest.raises(BackendError, match=r"pass torch\.from_dlpack"):
+        dlmt.encrypt(images, SCHEME.plan(key, SHAPE))
 
 
 # --- what it says of itself ------------------------------------------------------------------------------------------
