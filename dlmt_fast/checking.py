@@ -31,9 +31,9 @@ from dataclasses import dataclass
 from multiprocessing.sharedctypes import RawArray
 from typing import Any
 
-from .difference import Difference, Piece, compare, copied, described, event_after, parts_of
+from .difference import Piece, compare, copied, described, event_after, parts_of
 from .direct import torch_looks_on
-from .errors import DlmtError, ParameterError
+from .errors import CheckError, ParameterError
 from .functional import observers
 from .schemes.plan import Plan
 
@@ -47,18 +47,6 @@ _FORK_WAIT, _EXIT_WAIT = 10.0, 60.0  # seconds, for what is in line
 
 _log = logging.getLogger("dlmt_fast")
 End = Callable[[Any, Any], None]
-
-
-class CheckError(DlmtError, RuntimeError):
-    """A value differs from the reference, or the check could not be made.
-
-    Attributes:
-        difference: the `Difference`, where it was found in this process; else None.
-    """
-
-    def __init__(self, message: str, difference: Difference | None = None) -> None:
-        super().__init__(message)
-        self.difference = difference
 
 
 @dataclass(frozen=True)

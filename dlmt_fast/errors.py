@@ -7,6 +7,8 @@ holds key material. Most classes also derive from the built-in that Python users
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class DlmtError(Exception):
     """Base of all errors raised on purpose by this package."""
@@ -78,6 +80,19 @@ class ImageError(StoreError, ValueError):
 
 class WrongKeyError(StoreError, ValueError):
     """The store was made with another key."""
+
+
+class CheckError(DlmtError, RuntimeError):
+    """A running transform gave another value than the reference, or could not be compared with it.
+
+    Attributes:
+        difference: a `difference.Difference`, where it was found in this process; else None. It tells one pixel and its
+            transformed value: keep it with the key's owner.
+    """
+
+    def __init__(self, message: str, difference: Any = None) -> None:
+        super().__init__(message)
+        self.difference = difference
 
 
 class UsageError(DlmtError, ValueError):

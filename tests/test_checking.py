@@ -21,11 +21,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import dlmt_fast as dlmt
 from dlmt_fast import checking, difference, functional
-from dlmt_fast.checking import Checker, CheckError, Report, checked
-from dlmt_fast.errors import InputTypeError, ParameterError
+from dlmt_fast.checking import Checker, Report, checked
+from dlmt_fast.errors import CheckError, InputTypeError, ParameterError
 
 SCHEME = dlmt.DLMT("mat_mmt")
 SHAPE = (3, 6, 5)
@@ -125,8 +126,6 @@ def test_a_planted_fault_is_found_and_reproduced(
         images, index = images[2], index[1:]
     given: Any = images
     if kind == "torch":
-        import torch
-
         given = torch.from_numpy(images)
 
     with checked("all") as quiet:
@@ -165,12 +164,43 @@ def test_a_planted_fault_is_found_and_reproduced(
         assert "array(" not in text
 
 
+@pytest.mark.parametrize("mode", ["mat", "mmt", "rise_mmt", "mat_mmt", "mmt_mat"])
+def test_one_wrong_bit_anywhere_is_found(
+    fast_target: Any, mode: str, key: dlmt.Key, monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator
+) -> None:
+    """On every backend and CPU level, in every mode, normalisation and dtype: the index is that of the planted bit."""
+    scheme = dlmt.DLMT(mode, rise_v=300) if mode == "rise_mmt" else dlmt.DLMT(mode)
+    module = dlmt.backends.get(fast_target.backend)
+    true = module.affine
+    images = rng.integers(0, 256, (5, *SHAPE), dtype=np.uint8)
+    for normalize, dtype in PAIRS:
+        plan = scheme.plan(key, SHAPE, normalize, dtype)
+        given = torch.from_numpy(images) if dtype == "bfloat16" else images
+        at = int(rng.integers(images.size))
+
+        def wrong(images: Any, k: Any, out: Any, bounds: Any, threads: int = 1, at: int = at) -> None:
+            true(images, k, out, bounds, threads)
+            out.reshape(-1).view(f"u{out.itemsize}")[at] ^= 1
+
+        with fast_target.active() as backend:
+            with checked("all") as right:
+                dlmt.encrypt(given, plan, backend=backend)
+            assert right.report() == Report(1, 1, 0, 5, images.size, 0)
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "affine", wrong)
+                patch.setattr(functional, "try_direct", lambda *_: False)
+                with pytest.raises(CheckError) as caught, checked("all") as checker:
+                    dlmt.encrypt(given, plan, backend=backend)
+        assert checker.report().differ == 1
+        assert caught.value.difference.index == np.unravel_index(at, images.shape)
+        assert caught.value.difference.backend == fast_target.backend
+        assert fast_target.level is None or caught.value.difference.place == f"CPU level {fast_target.level}"
+
+
 @pytest.mark.parametrize("kind", ["numpy", "torch"])
 @pytest.mark.parametrize("normalize", ["range", "minmax"])
 def test_in_place(kind: str, normalize: str, key: dlmt.Key, keyfile: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The pixels are gone after the call, so they are copied before it."""
-    import torch
-
     plan = SCHEME.plan(key, SHAPE, normalize, "uint8")
     for odd in (False, True):
         images = pixels(5, *SHAPE)
@@ -535,8 +565,6 @@ def test_checked_blocks_nest_and_wrong_calls_raise_as_ever(key: dlmt.Key) -> Non
 
 
 def test_what_torch_compiles_is_seen_when_it_runs(key: dlmt.Key) -> None:
-    import torch
-
     plan = SCHEME.plan(key, SHAPE)
     images = torch.from_numpy(pixels(2, *SHAPE))
     compiled = torch.compile(lambda x: dlmt.encrypt(x, plan), fullgraph=True, backend="eager")
@@ -760,8 +788,6 @@ main()
 
 def test_encrypt_checks(key: dlmt.Key, secret: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("torchvision")
-    import torch
-
     from dlmt_fast.transforms import Encrypt
 
     transform = Encrypt(key, SCHEME, mean=0.5, check="all", check_seed=3)

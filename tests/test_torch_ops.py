@@ -13,7 +13,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import dlmt_fast as dlmt
-import dlmt_fast.checking
 from dlmt_fast.transforms import Decrypt, Encrypt
 
 SCHEMES = {
@@ -279,7 +278,7 @@ def test_the_check_sees_what_is_compiled(key: dlmt.Key, monkeypatch: pytest.Monk
         patch.setattr("dlmt_fast.transforms.encrypt", lambda x, _, out: dlmt.encrypt(x, wrong, out))
         compiled(images)
     assert transform.check_report().differ > 0
-    with pytest.raises(dlmt.checking.CheckError, match="differ from the reference"):
+    with pytest.raises(dlmt.errors.CheckError, match="differ from the reference"):
         compiled(images)
     assert transform.close_check().calls == 4, "the call that raised was not made"
 
