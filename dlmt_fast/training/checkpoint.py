@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def load(folder: Path) -> dict[str, Any]:
         raise UsageError(f"there is no {path} to go on from; without --resume a new run begins")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # noqa: BLE001  torch raises almost anything on damaged content
         raise StoreDamagedError(f"{path} is damaged or no checkpoint: {type(error).__name__}") from None
     if not isinstance(content, dict) or any(content.get(name) != value for name, value in _FORMAT.items()):
         raise StoreDamagedError(f"{path} is no checkpoint of this version of dlmt train")

@@ -87,8 +87,8 @@ def describe_machine(device: torch.device) -> dict[str, Any]:
         "dlmt_fast": __version__,
         "backend": backends.auto().name,
         "python": platform.python_version(),
-        "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torch": str(torch.__version__),  # of a class of its own, which no plain checkpoint holds
+        "torchvision": str(torchvision.__version__),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"CPU {capability}",
         "threads": torch.get_num_threads(),
     }
