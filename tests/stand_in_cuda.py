@@ -130,6 +130,7 @@ class Gpu(TorchFunctionMode):
         super().__init__()
         self.module = module
         self.streams = {0: 1000, 1: 2000}
+        self.pinned: list[int] = []  # addresses of main memory that is pinned
 
     def put(self, tensor: torch.Tensor, device: int = 0) -> torch.Tensor:
         """A copy on the device, with the same strides."""
@@ -170,10 +171,17 @@ class Gpu(TorchFunctionMode):
                 return answers[name]
             if name == "cpu":
                 return args[0].clone()
-            if name == "record_stream":
-                self.module.calls.append(Call("record_stream", args[0].data_ptr(), 0, 0, device, args[1].cuda_stream))
-                return None
             assert name != "numpy", "device memory was read as main memory"
+        if name == "is_pinned":
+            return args[0].data_ptr() in self.pinned
+        if name == "pin_memory":
+            copy = args[0].clone()
+            self.module.keep.append(copy)
+            self.pinned.append(copy.data_ptr())
+            return copy
+        if name == "to" and len(args) == 2 and isinstance(args[1], torch.device) and args[1].type == "cuda":
+            assert not args[0].numel() or args[0].data_ptr() in self.pinned, "copied to the device from pageable memory"
+            return self._adopt(args[0].clone(), args[1].index or 0)
         wanted = torch.device(kwargs["device"]) if kwargs.get("device") is not None else None
         if wanted is not None and wanted.type == "cuda":
             kwargs["device"] = "cpu"
@@ -209,6 +217,11 @@ def install_torch(patch: Any, module: StandIn) -> Gpu:
     patch.setattr(torch._C, "_cuda_getCurrentRawStream", lambda device: gpu.streams[device], raising=False)
     patch.setattr(torch.cuda, "device", lambda device: nullcontext())
     patch.setattr(torch.cuda, "is_current_stream_capturing", lambda: module.capturing)
+
+    def record_stream(tensor: torch.Tensor, stream: Any) -> None:
+        module.calls.append(Call("record_stream", tensor.data_ptr(), 0, 0, tensor.get_device(), stream.cuda_stream))
+
+    patch.setattr(torch.Tensor, "record_stream", record_stream)
     return gpu
 
 
