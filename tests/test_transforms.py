@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -374,6 +376,110 @@ def test_compose(key: dlmt.Key) -> None:
         leaves = [v["image"] if isinstance(v, dict) else v[0] if isinstance(v, tuple) else v for v in (done, want)]
         assert type(leaves[0]) is torch.Tensor
         assert torch.equal(leaves[0], expected(leaves[1], key))
+
+
+@pytest.mark.parametrize("mode", ["mat", "mmt", "rise_mmt", "mat_mmt", "mmt_mat"])
+@pytest.mark.parametrize("normalize", ["range", "minmax", "minmax_channel"])
+def test_the_fused_form_replaces_todtype_and_normalize(normalize: str, mode: str, key: dlmt.Key) -> None:
+    """They normalise what was rounded to uint8 before, so they are off by up to half a gray level; the fused form is
+    not, and is the reference's to the bit."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    scheme = dlmt.DLMT(mode, rise_v=200) if mode == "rise_mmt" else dlmt.DLMT(mode)
+    images = pixels(16, 3, 24, 20)
+    fused = v2.Compose([Encrypt(key, scheme, normalize, "float32", mean, std)])(images)
+    steps = [Encrypt(key, scheme, normalize, "uint8"), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
+    apart = v2.Compose(steps)(images)
+    plan = scheme.plan(key, (3, 24, 20), normalize, "float32", mean, std)
+    torch.testing.assert_close(fused, dlmt.encrypt(images, plan, backend="reference"), rtol=0, atol=0)
+    worst = (fused - apart).abs().amax((0, 2, 3))
+    half = 0.5 / (255 * torch.tensor(std))
+    assert (worst <= half + 1e-6).all(), worst / half
+    assert (worst > 0.9 * half).all(), "and the bound is reached"
+
+
+# --- as others test their own transforms -----------------------------------------------------------------------------
+
+
+def boxes(form: str, count: int) -> tv_tensors.BoundingBoxes:
+    return tv_tensors.BoundingBoxes(torch.arange(4 * count).reshape(count, 4), format=form, canvas_size=(8, 10))
+
+
+SAMPLE = {
+    "tensor": pixels(seed=1),
+    "image": tv_tensors.Image(pixels(seed=2)),
+    "batch": tv_tensors.Image(pixels(4, 1, 8, 10, seed=3)),
+    "pil": picture(),
+    "xyxy": boxes("XYXY", 3),
+    "xywh": boxes("XYWH", 4),
+    "cxcywh": boxes("CXCYWH", 5),
+    "degenerate": tv_tensors.BoundingBoxes([[0, 0, 0, 0], [2, 2, 1, 1]], format="XYXY", canvas_size=(8, 10)),
+    "detection mask": tv_tensors.Mask(pixels(5, 8, 10) > 127),
+    "segmentation mask": tv_tensors.Mask(pixels(8, 10)),
+    "int": 0,
+    "float": 0.0,
+    "bool": True,
+    "none": None,
+    "str": "str",
+    "path": Path.cwd(),
+    "object": object(),
+    "empty tensor": torch.empty(5),
+    "empty array": np.empty(5),
+}
+IMAGES = ("tensor", "image", "batch", "pil")
+
+
+def pickled(transform: Any) -> Any:
+    with dlmt.keys.allow_export():
+        return pickle.loads(pickle.dumps(transform))
+
+
+@pytest.mark.parametrize("container", [dict, list, tuple])
+@pytest.mark.parametrize("first", IMAGES)
+@pytest.mark.parametrize("again", [lambda t: t, pickled, copy.deepcopy], ids=["as made", "pickled", "copied"])
+def test_as_torchvision_tests_its_transforms(first: str, container: Any, again: Any, key: dlmt.Key) -> None:
+    """test_transforms_v2.py, TestSmoke.test_common: samples of everything, in every container, before and after a
+    pickle; the structure is kept, what is no image comes back as the very object, what is one in its own type."""
+    named = {first: SAMPLE[first]} | SAMPLE
+    sample = named if container is dict else container(named.values())
+    before = copy.deepcopy(pixels_of(list(named.values())))
+    done = again(Encrypt(key, SCHEME))(sample)
+    assert type(done) is container
+    if container is dict:
+        assert list(done) == list(named)
+    leaves = list(done.values() if container is dict else done)
+    for (name, given), got in zip(named.items(), leaves, strict=True):
+        if name not in IMAGES:
+            assert got is given, name
+            continue
+        assert type(got) is (tv_tensors.Image if name == "pil" else type(given))
+        tensor = v2.functional.pil_to_tensor(given) if name == "pil" else given.as_subclass(torch.Tensor)
+        torch.testing.assert_close(got.as_subclass(torch.Tensor), expected(tensor, key), rtol=0, atol=0)
+    assert all(map(torch.equal, pixels_of(list(named.values())), before)), "inputs are left as they were"
+
+
+def pixels_of(leaves: list[Any]) -> list[torch.Tensor]:
+    return [leaf.as_subclass(torch.Tensor) for leaf in leaves if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.parametrize("names", list(itertools.permutations([*IMAGES, "tensor"], 3)), ids=",".join)
+def test_no_heuristic_for_pure_tensors(names: tuple[str, ...], key: dlmt.Key) -> None:
+    """test_transforms_v2.py, test_pure_tensor_heuristic: theirs leaves pure tensors beside other images; ours none."""
+    sample = tuple(SAMPLE[name] for name in names)
+    for given, got in zip(sample, Encrypt(key, SCHEME)(sample), strict=True):
+        assert got is not given
+        assert got.dtype == torch.float32
+
+
+@pytest.mark.parametrize("options", [{}, {"normalize": "minmax"}, {"dtype": "uint8"}, {"normalize": "none"}], ids=str)
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_a_batch_is_its_images(memory: Any, options: dict[str, Any], key: dlmt.Key) -> None:
+    """As torchvision's check_kernel: a batch gives what its images give one by one, whatever its memory format."""
+    images = pixels(5, *SHAPE).contiguous(memory_format=memory)
+    transform = Encrypt(key, SCHEME, **options)
+    together = transform(images)
+    assert together.is_contiguous(memory_format=memory)
+    torch.testing.assert_close(together, torch.stack([transform(image) for image in images]), rtol=0, atol=0)
+    torch.testing.assert_close(together[:0], transform(images[:0]), rtol=0, atol=0)
 
 
 def test_the_module_call_and_eval_mode(key: dlmt.Key) -> None:
