@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := pyproject.toml setup.py MANIFEST.in README.md $(shell find csrc dlmt_fast -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name py.typed)
+SOURCES := pyproject.toml setup.py MANIFEST.in README.md $(shell find csrc dlmt_fast -name '*.py' -o -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' -o -name py.typed)
 PYTEST := $(BIN)/pytest
 
 .PHONY: demo test test-long lint format sanitize clean
@@ -21,7 +21,7 @@ test-long: $(VENV)/.dev
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(BIN)/clang-format --dry-run --Werror $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 	$(BIN)/mypy
 
 # The C++ side under AddressSanitizer and UndefinedBehaviorSanitizer. libstdc++ is preloaded beside libasan, else the
@@ -40,7 +40,7 @@ sanitize: $(VENV)/.dev
 format: $(VENV)/.lint
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp')
+	$(BIN)/clang-format -i $$(git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

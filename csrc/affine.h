@@ -17,9 +17,10 @@ DLMT_HD int32_t difference(int32_t x, int32_t y) {
     return static_cast<int32_t>(static_cast<uint32_t>(x) - static_cast<uint32_t>(y));
 }
 
-// Section 3, uint8 "range": 24 fraction bits, modulo 2**32.
+// Section 3, uint8 "range": 24 fraction bits, modulo 2**32; y is the highest byte.
+DLMT_HD uint32_t range_fixed(uint8_t a, uint32_t m24, uint32_t b24) { return a * m24 + b24; }
 DLMT_HD uint8_t range_uint8(uint8_t a, uint32_t m24, uint32_t b24) {
-    return static_cast<uint8_t>((a * m24 + b24) >> 24);
+    return static_cast<uint8_t>(range_fixed(a, m24, b24) >> 24);
 }
 
 // Section 3, uint8 min-max: s = 255f / float32(hi - lo); 0 where hi == lo, which makes every y 0.
@@ -28,7 +29,10 @@ DLMT_HD float minmax_scale(int32_t lo, int32_t hi) {
 }
 
 // Section 3, uint8 min-max. float32(v - lo) <= float32(hi - lo), so the product is below 255.5 and clipping to 0..255
-// would change nothing.
+// would change nothing. y is the lowest byte of the sum whose addition rounds (see `rint_small`).
+DLMT_HD uint32_t minmax_bits(int32_t v, int32_t lo, float s) {
+    return bits_of(add_rn(mul_rn(float_of(difference(v, lo)), s), kRounder));
+}
 DLMT_HD uint8_t minmax_uint8(int32_t v, int32_t lo, float s) {
     return static_cast<uint8_t>(rint_small(mul_rn(float_of(difference(v, lo)), s)));
 }

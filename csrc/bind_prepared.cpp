@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 
+#include "bind_coefficients.h"
 #include "bind_gil.h"
 #include "cpu/levels.h"
 #include "cpu/run.h"
@@ -12,32 +13,6 @@ namespace {
 
 // Below this many elements a call is over before another thread could have used the lock.
 constexpr int64_t kKeepGil = 32 * 1024;
-
-template <class T, size_t N>
-T named(const std::string& name, const char* role, const std::pair<const char*, T> (&known)[N]) {
-    for (const auto& [each, value] : known) {
-        if (name == each) return value;
-    }
-    throw py::value_error("unknown " + std::string(role) + "=\"" + name + "\"");
-}
-
-Normalize normalize_of(const std::string& name) {
-    static constexpr std::pair<const char*, Normalize> known[] = {{"none", Normalize::none},
-                                                                  {"range", Normalize::range},
-                                                                  {"minmax", Normalize::minmax},
-                                                                  {"minmax_channel", Normalize::minmax_channel}};
-    return named(name, "normalize", known);
-}
-
-Dtype dtype_of(const std::string& name, bool none) {
-    static constexpr std::pair<const char*, Dtype> known[] = {
-        {"uint8", Dtype::uint8},     {"uint16", Dtype::uint16},   {"int32", Dtype::int32},
-        {"float32", Dtype::float32}, {"float16", Dtype::float16}, {"bfloat16", Dtype::bfloat16}};
-    const Dtype dtype = named(name, "dtype", known);
-    const bool integer = dtype == Dtype::uint16 || dtype == Dtype::int32;
-    if (dtype != Dtype::uint8 && integer != none) throw py::value_error("this normalize does not give dtype " + name);
-    return dtype;
-}
 
 // The few fields of a NumPy array that `direct` looks at, without a call into Python.
 struct Plain {
@@ -79,37 +54,15 @@ Prepared::Prepared(const std::string& normalize, const std::string& dtype, int64
                    const OptionalArray& b, const OptionalArray& m24, const OptionalArray& b24,
                    const OptionalArray& deviation, const OptionalArray& g, const OptionalArray& bias,
                    const std::optional<std::vector<int64_t>>& shape3) {
+    const Coefficients k = check_coefficients(normalize, dtype, lo, hi, m, b, m24, b24, deviation, g, bias);
     Job& job = job_;
-    job.normalize = normalize_of(normalize);
-    job.dtype = dtype_of(dtype, job.normalize == Normalize::none);
+    job.normalize = k.normalize, job.dtype = k.dtype;
+    job.lo = k.lo, job.hi = k.hi;
+    job.outer = outer_ = k.outer, job.channels = channels_ = k.channels, job.inner = inner_ = k.inner;
+    job.m = k.m, job.b = k.b, job.m24 = k.m24, job.b24 = k.b24;
+    job.deviation = k.deviation, job.g = k.g, job.bias = k.bias;
     stored_ = storage(job.dtype);
     plain_dtype_ = job.dtype != Dtype::bfloat16;
-    if (lo < INT32_MIN || hi > INT32_MAX || hi < lo || hi - lo > INT32_MAX) {
-        throw py::value_error("lo and hi are no bounds of int32 values");
-    }
-    job.lo = static_cast<int32_t>(lo);
-    job.hi = static_cast<int32_t>(hi);
-
-    check_elements(m, "M", kInt32, false);
-    if (m.ndim() != 3 || m.size() == 0 || !is_dense(m, 0)) {
-        throw py::value_error("M must be (outer, C, inner), contiguous and not empty, got " + text(m));
-    }
-    job.outer = outer_ = m.shape(0), job.channels = channels_ = m.shape(1), job.inner = inner_ = m.shape(2);
-    job.m = static_cast<const int32_t*>(m.data());
-    job.b = parameters<int32_t>(b, "B", kInt32, {outer_, channels_, inner_});
-    const bool is_float = job.dtype != Dtype::uint8 && job.normalize != Normalize::none;
-    if (job.normalize == Normalize::range && !is_float) {
-        job.m24 = parameters<uint32_t>(m24, "M24", kUint32, {outer_, channels_, inner_});
-        job.b24 = parameters<uint32_t>(b24, "B24", kUint32, {outer_, channels_, inner_});
-    }
-    if (is_float) {
-        job.bias = parameters<float>(bias, "b", kFloat32, {channels_});
-        if (job.is_minmax()) {
-            job.deviation = parameters<double>(deviation, "std", kFloat64, {channels_});
-        } else {
-            job.g = parameters<float>(g, "g", kFloat32, {channels_});
-        }
-    }
     kept_.push_back(m);
     for (const OptionalArray* each : {&b, &m24, &b24, &deviation, &g, &bias}) {
         if (*each) kept_.push_back(**each);

@@ -58,8 +58,9 @@ DLMT_HD float from_bits(uint32_t bits) {
 #endif
 
 // rint(x) for 0 <= x < 2**22. The sum with 1.5 * 2**23 has a spacing of 1, so the addition itself rounds, ties to even,
-// and leaves the integer in the low bits: no rounding instruction is needed, which SSE2 lacks.
-DLMT_HD uint32_t rint_small(float x) { return bits_of(add_rn(x, 12582912.0f)) - 0x4B400000u; }
+// and leaves the integer in the low bits: no rounding instruction is needed, which SSE2 lacks and GPUs have few of.
+constexpr float kRounder = 12582912.0f;
+DLMT_HD uint32_t rint_small(float x) { return bits_of(add_rn(x, kRounder)) - 0x4B400000u; }
 
 // float32 to float16, to nearest even, for finite |x| < 65520 (a plan that could reach more is refused).
 // A subnormal result has a spacing of 2**-24, which is that of float32 at 0.5: adding 0.5 rounds it.

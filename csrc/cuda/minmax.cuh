@@ -1,0 +1,237 @@
+// uint8 and float min-max. Small units (an image, or a channel of one) are read once: a group of warps takes the bounds
+// of v and, with v still in registers, gives the results. Larger ones take two launches: `bounds` here, then `stream`
+// with those bounds. What neither serves (channels last with parameters of each channel) goes through
+// `minmax_general`, which knows nothing but the definition.
+#pragma once
+
+#include "stream.cuh"
+
+namespace dlmt::cuda {
+
+struct Pair {
+    int32_t lo, hi;
+};
+
+DLMT_DEVICE Pair nothing() { return {INT32_MAX, INT32_MIN}; }
+
+DLMT_DEVICE Pair warp_pair(Pair x) { return {warp_min(x.lo), warp_max(x.hi)}; }
+
+// v of a chunk, and the bounds of its first `count` positions.
+DLMT_DEVICE Pair values_of(const Key<16>& key, const Pixels<16>& a, int count, int32_t (&v)[16]) {
+    Pair found = nothing();
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+        v[i] = key.value(a[i], i);
+        if (i < count) found = {min(found.lo, v[i]), max(found.hi, v[i])};
+    }
+    return found;
+}
+
+// A chunk that may reach past the row's end. Two forms, so that full ones pay nothing for that.
+DLMT_DEVICE Pair some_values_of(const Key<16>& key, const Pixels<16>& a, int count, int32_t (&v)[16]) {
+    return count >= 16 ? values_of(key, a, 16, v) : values_of(key, a, count, v);
+}
+
+template <bool kAligned>
+DLMT_DEVICE Raw<16> load_chunk(const Args& args, int64_t element, int left) {
+    if constexpr (kAligned) {
+        return load_aligned<16>(args.in + element);
+    } else {
+        return load_anywhere<16>(args.in + element, left, args.in, args.in + args.total);
+    }
+}
+
+// The bounds of a chunk whose words may hold less.
+template <bool kAligned>
+DLMT_DEVICE Pair chunk_values(const Key<16>& key, const Raw<16>& raw, int left, int32_t (&v)[16]) {
+    if (left <= 0) {
+        for (int i = 0; i < 16; ++i) v[i] = 0;
+        return nothing();
+    }
+    const Pixels<16> a = pixels_of<16, kAligned>(raw);
+    return kAligned ? values_of(key, a, 16, v) : some_values_of(key, a, left, v);
+}
+
+// Bounds that `bounds` narrows.
+DLMT_KERNEL(256)
+clear_bounds(const Args args) {
+    const int64_t pairs = args.images * args.pairs, step = static_cast<int64_t>(grid_x()) * block_threads();
+    for (int64_t i = static_cast<int64_t>(block_x()) * block_threads() + thread_index(); i < pairs; i += step) {
+        store<int32_t>(args.bounds + 2 * i, nothing().lo);
+        store<int32_t>(args.bounds + 2 * i + 1, nothing().hi);
+    }
+}
+
+// The bounds of every row, gathered in shared memory while a block walks over its rows, and once a row and block in
+// global memory.
+template <bool kAligned>
+DLMT_KERNEL(kMostThreads, kBlocks<kAligned>)
+bounds(const Args args) {
+    constexpr int N = kRowsInFlight;
+    const Slice at = slice_of(args, false);
+    auto* const table = static_cast<Pair*>(shared_memory());
+    for (int32_t i = static_cast<int32_t>(thread_index()); i < at.count; i += static_cast<int32_t>(block_threads())) {
+        table[i] = nothing();
+    }
+    block_barrier();
+    const int64_t position = chunk_position<16, 1>(at.slice, 0);
+    const int left = clamped(args.length - position);
+    Key<16> key;
+    key.load_from(args, at.plane * args.key_step + (left > 0 ? position : 0));
+    for (int32_t row = 0; row < at.count; row += N) {
+        const int64_t element = (at.first + row) * args.row_step + at.plane * args.length + position;
+        Raw<16> raw[N];
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            if (row + j < at.count && left > 0) raw[j] = load_chunk<kAligned>(args, element + j * args.row_step, left);
+        }
+#pragma unroll
+        for (int j = 0; j < N; ++j) {
+            if (row + j >= at.count) break;
+            int32_t v[16];
+            const Pair found = warp_pair(chunk_values<kAligned>(key, raw[j], left, v));
+            if (thread_index() % 32 == 0) {
+                shared_min(&table[row + j].lo, found.lo);
+                shared_max(&table[row + j].hi, found.hi);
+            }
+        }
+    }
+    block_barrier();
+    for (int32_t i = static_cast<int32_t>(thread_index()); i < at.count; i += static_cast<int32_t>(block_threads())) {
+        int32_t* pair = args.bounds + 2 * (int64_t{at.first + i} * args.pairs + (args.pairs > 1 ? at.plane : 0));
+        global_min(pair, table[i].lo);
+        global_max(pair + 1, table[i].hi);
+    }
+}
+
+// The longest unit that `minmax_small` takes, in threads of 16 positions each. Results at any alignment need more
+// registers, and so fewer threads.
+template <bool kAligned>
+constexpr int kSmallThreads = kAligned ? 768 : 512;
+
+// The bounds of a unit from those of its warps, given to all of them. One barrier a unit: the next one's partial bounds
+// go to the other half of the table.
+DLMT_DEVICE Pair unit_pair(Pair own, Pair* table, uint32_t warps_per_unit) {
+    const Pair mine = warp_pair(own);
+    if (warps_per_unit == 1) return mine;
+    const uint32_t lane = thread_index() % 32, warp = thread_index() / 32, first = warp - warp % warps_per_unit;
+    if (lane == 0) table[warp] = mine;
+    block_barrier();
+    return warp_pair(lane < warps_per_unit ? table[first + lane] : nothing());
+}
+
+// One read of the images: v stays in registers between the two passes, and two more units are on their way.
+template <bool kAligned>
+DLMT_KERNEL(kSmallThreads<kAligned>)
+minmax_small(const Args args) {
+    const uint32_t width = static_cast<uint32_t>(args.warps_per_unit) * 32, units = block_threads() / width;
+    const uint32_t unit = thread_index() / width;
+    const int32_t plane = static_cast<int32_t>(block_x() % static_cast<uint32_t>(args.planes));
+    const uint32_t block = block_x() / static_cast<uint32_t>(args.planes), blocks = grid_x() / args.planes;
+    auto* const table = static_cast<Pair*>(shared_memory());
+    const int position = static_cast<int>(thread_index() % width) * 16;
+    const int left = static_cast<int>(args.length) - position;
+    const int32_t step = static_cast<int32_t>(blocks * units);
+    Key<16> key;
+    key.load_from(args, plane * args.key_step + (left > 0 ? position : 0));
+
+    const int64_t offset = plane * args.length + position;
+    const auto fetch = [&](int64_t row, Raw<16>& raw) {
+        if (row < args.rows && left > 0) raw = load_chunk<kAligned>(args, row * args.row_step + offset, left);
+    };
+    int64_t row = static_cast<int64_t>(block) * units + unit;
+    Raw<16> now, next;
+    fetch(row, now);
+    fetch(row + step, next);
+    uint32_t half = 0;
+    // Every warp of the block goes round equally often: the barrier counts them all.
+    for (int64_t first = static_cast<int64_t>(block) * units; first < args.rows; first += step, row += step) {
+        int32_t v[16];
+        const bool inside = row < args.rows;
+        const Pair own = chunk_values<kAligned>(key, now, inside ? left : 0, v);
+        now = next;
+        fetch(row + 2 * int64_t{step}, next);
+        const Pair found = unit_pair(own, table + half, static_cast<uint32_t>(args.warps_per_unit));
+        half = block_threads() / 32 - half;
+        if (!inside) continue;  // whole units, and so whole warps
+        if (position == 0) {
+            int32_t* pair = args.bounds + 2 * (row * args.pairs + (args.pairs > 1 ? plane : 0));
+            store<int32_t>(pair, found.lo);
+            store<int32_t>(pair + 1, found.hi);
+        }
+        const float scale = minmax_scale(found.lo, found.hi);
+        Results y;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            uint32_t x[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) x[j] = minmax_bits(v[4 * i + j], found.lo, scale);
+            y.w[i] = pack_low(x);
+        }
+        uint8_t* to = args.out + row * args.row_step + offset;
+        if constexpr (kAligned) {
+            if (left > 0) store<Words4>(to, y);
+        } else {
+            store_anywhere<uint8_t>(to, y, clamped(left));
+        }
+    }
+}
+
+// Any order of axes and any parameters, one result at a time. A block takes one unit after the other: a whole image, or
+// one channel of one.
+DLMT_DEVICE uint32_t general_result(const Args& args, int32_t v, Pair found, float scale, uint32_t channel) {
+    if (args.dtype == Dtype::uint8) return minmax_bits(v, found.lo, scale);
+    const float gain = unit_gain(found.lo, found.hi, load<double>(args.deviation + channel));
+    const float y = unit_float(v, found.lo, gain, load<float>(args.bias + channel));
+    if (args.dtype == Dtype::float32) return dlmt::bits_of(y);
+    return args.dtype == Dtype::float16 ? halves_of(y, 0.0f) : bfloats_of(y, 0.0f);
+}
+
+DLMT_DEVICE void general_store(const Args& args, int64_t element, uint32_t y) {
+    if (args.dtype == Dtype::uint8) {
+        store<uint8_t>(args.out + element, static_cast<uint8_t>(y));
+    } else if (args.dtype == Dtype::float32) {
+        store<uint32_t>(args.out + 4 * element, y);
+    } else {
+        store<uint16_t>(args.out + 2 * element, static_cast<uint16_t>(y));
+    }
+}
+
+DLMT_KERNEL(256)
+minmax_general(const Args args) {
+    auto* const table = static_cast<Pair*>(shared_memory());
+    const uint32_t inner = static_cast<uint32_t>(args.inner), channels = static_cast<uint32_t>(args.channels);
+    const uint32_t size = static_cast<uint32_t>(args.size), count = args.pairs > 1 ? size / channels : size;
+    const uint32_t warps = block_threads() / 32;
+    uint32_t half = 0;
+    for (int64_t unit = block_x(); unit < args.images * args.pairs; unit += grid_x()) {
+        const int64_t first = unit / args.pairs * args.size;
+        const uint32_t channel = static_cast<uint32_t>(unit % args.pairs);
+        const auto position_of = [&](uint32_t i) {
+            return args.pairs == 1 ? i : (i / inner * channels + channel) * inner + i % inner;
+        };
+        const auto value_of = [&](uint32_t position) {
+            return affine_value(load<uint8_t>(args.in + first + position), load<int32_t>(args.m + position),
+                                load<int32_t>(args.b + position));
+        };
+        Pair own = nothing();
+        for (uint32_t i = thread_index(); i < count; i += block_threads()) {
+            const int32_t v = value_of(position_of(i));
+            own = {min(own.lo, v), max(own.hi, v)};
+        }
+        const Pair found = unit_pair(own, table + half, warps);
+        half = warps - half;
+        if (thread_index() == 0) {
+            store<int32_t>(args.bounds + 2 * unit, found.lo);
+            store<int32_t>(args.bounds + 2 * unit + 1, found.hi);
+        }
+        const float scale = args.dtype == Dtype::uint8 ? minmax_scale(found.lo, found.hi) : 0.0f;
+        for (uint32_t i = thread_index(); i < count; i += block_threads()) {
+            const uint32_t position = position_of(i);
+            const uint32_t y = general_result(args, value_of(position), found, scale, position / inner % channels);
+            general_store(args, first + position, y);
+        }
+    }
+}
+
+}  // namespace dlmt::cuda
