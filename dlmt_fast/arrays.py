@@ -139,8 +139,9 @@ def fresh_like(images: Any, plan: Plan) -> Any:
     torch = sys.modules.get("torch")
     if torch is None or type(images) is not torch.Tensor or not images.is_contiguous():
         return None
-    if images.is_cuda:
-        return torch.empty_like(images, dtype=getattr(torch, plan.dtype))
+    small = images.numel() * STORAGE[plan.dtype].itemsize < _HUGE_BYTES
+    if images.is_cuda or (images.is_cpu and small):
+        return torch.empty_like(images, dtype=getattr(torch, plan.dtype))  # a third of torch.empty's time
     return _new_tensor(images.shape, plan.dtype) if images.is_cpu else None
 
 

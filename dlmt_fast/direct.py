@@ -43,6 +43,17 @@ class Direct:
         self.prepared.direct_pointers(source, target, count, threads)
         return True
 
+    def torch_fresh(self, torch: Any, images: Any, out: Any) -> bool:
+        """The same for an `out` that torch.empty_like made of the images: nothing about it is left to ask."""
+        shape = images.shape
+        if len(shape) not in (3, 4) or shape[-3:] != self.shape3 or images.dtype is not torch.uint8:
+            return False
+        if not (images.is_cpu and images.is_contiguous()):
+            return False
+        count = 1 if len(shape) == 3 else shape[0]
+        self.prepared.direct_pointers(images.data_ptr(), out.data_ptr(), count, torch.get_num_threads())
+        return True
+
 
 class DirectCuda:
     """A plan's coefficients on one device, for one layout."""

@@ -8,8 +8,8 @@ libtorch: one build serves every version.
 The operators take a plan, or a whole transform, by its handle, an integer that means something in this process only, so
 that no graph, cache or log that torch writes holds key material. They are not differentiable.
 
-`affine` has one result and defaults, since both count: through torch.ops a call of 1x3x32x32 costs 4.7 us so, and 8.1
-us with bounds and every argument passed on.
+`affine` has one result and defaults, since both count: through torch.ops a call of 1x3x32x32 costs 5.0 us, of which 0.4
+are the kernel; with room for bounds and all checks made twice it was 8.1.
 """
 
 from __future__ import annotations
