@@ -75,8 +75,8 @@ CUDA_TARGETS = (80, 90, 100)
 
 
 def cuda_module() -> Pybind11Extension:
-    """`_cuda`: nvcc compiles the .cu files to objects, the usual compiler the rest; the runtime is linked statically and
-    its names stay inside."""
+    """`_cuda`: nvcc compiles the .cu files to objects, the usual compiler the rest; the runtime is linked statically,
+    and its names stay inside."""
     return Pybind11Extension(
         "dlmt_fast._cuda",
         sources("bind_cuda.cpp", "cuda/*.cpp"),
@@ -142,7 +142,11 @@ class Nvcc:
     def _ask(self, *options: str) -> str:
         try:
             done = subprocess.run(
-                [str(self.path), *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+                [str(self.path), *options],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                errors="replace",
             )
         except OSError as error:
             raise NotBuilt(f"{self.path.name} cannot be run: {error.strerror}") from None

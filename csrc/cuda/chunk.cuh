@@ -21,7 +21,7 @@ struct Raw {
 template <int V>
 struct Pixels {
     uint32_t w[V / 4];
-    DLMT_DEVICE_MEMBER uint8_t operator[](int i) const { return static_cast<uint8_t>(w[i / 4] >> (8 * (i % 4))); }
+    DLMT_DEVICE_MEMBER uint8_t operator[](int i) const { return static_cast<uint8_t>(byte_of(w[i / 4], i % 4)); }
 };
 
 template <int V>

@@ -67,6 +67,15 @@ DLMT_DEVICE uint32_t bytes_of(uint32_t low, uint32_t high) {
     return __byte_perm(low, high, choice);
 }
 
+// Byte i in 0..3 of a word: one permutation, where a shift and a mask would be two instructions.
+DLMT_DEVICE uint32_t byte_of(uint32_t word, int i) { return __byte_perm(word, 0, 0x4440u + static_cast<uint32_t>(i)); }
+
+// x, and the compiler does not know how it came about: it is kept in a register instead of computed anew.
+DLMT_DEVICE uint32_t kept(uint32_t x) {
+    asm volatile("" : "+r"(x));
+    return x;
+}
+
 // Two floats to 16 bits each, to nearest even, `low` in the low half.
 DLMT_DEVICE uint32_t halves_of(float low, float high) {
     uint32_t packed;

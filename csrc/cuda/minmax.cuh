@@ -27,29 +27,21 @@ DLMT_DEVICE Pair values_of(const Key<16>& key, const Pixels<16>& a, int count, i
     return found;
 }
 
-// A chunk that may reach past the row's end. Two forms, so that full ones pay nothing for that.
-DLMT_DEVICE Pair some_values_of(const Key<16>& key, const Pixels<16>& a, int count, int32_t (&v)[16]) {
-    return count >= 16 ? values_of(key, a, 16, v) : values_of(key, a, count, v);
-}
-
 template <bool kAligned>
-DLMT_DEVICE Raw<16> load_chunk(const Args& args, int64_t element, int left) {
+DLMT_DEVICE Raw<16> load_chunk(const Args& args, const uint8_t* at, int left) {
     if constexpr (kAligned) {
-        return load_aligned<16>(args.in + element);
+        return load_aligned<16>(at);
     } else {
-        return load_anywhere<16>(args.in + element, left, args.in, args.in + args.total);
+        return load_anywhere<16>(at, left, args.in, args.in + args.total);
     }
 }
 
-// The bounds of a chunk whose words may hold less.
+// v of a chunk and its bounds. Chunks that lie past the row's end are given the row's first one, which the bounds hold
+// already; chunks that reach past it count for as much as they hold.
 template <bool kAligned>
 DLMT_DEVICE Pair chunk_values(const Key<16>& key, const Raw<16>& raw, int left, int32_t (&v)[16]) {
-    if (left <= 0) {
-        for (int i = 0; i < 16; ++i) v[i] = 0;
-        return nothing();
-    }
     const Pixels<16> a = pixels_of<16, kAligned>(raw);
-    return kAligned ? values_of(key, a, 16, v) : some_values_of(key, a, left, v);
+    return kAligned || left >= 16 ? values_of(key, a, 16, v) : values_of(key, a, left, v);
 }
 
 // Bounds that `bounds` narrows.
@@ -74,16 +66,16 @@ bounds(const Args args) {
         table[i] = nothing();
     }
     block_barrier();
-    const int64_t position = chunk_position<16, 1>(at.slice, 0);
+    const int64_t asked = chunk_position<16, 1>(at.slice, 0), position = asked < args.length ? asked : 0;
     const int left = clamped(args.length - position);
     Key<16> key;
-    key.load_from(args, at.plane * args.key_step + (left > 0 ? position : 0));
+    key.load_from(args, at.plane * args.key_step + position);
     for (int32_t row = 0; row < at.count; row += N) {
         const int64_t element = (at.first + row) * args.row_step + at.plane * args.length + position;
         Raw<16> raw[N];
 #pragma unroll
         for (int j = 0; j < N; ++j) {
-            if (row + j < at.count && left > 0) raw[j] = load_chunk<kAligned>(args, element + j * args.row_step, left);
+            if (row + j < at.count) raw[j] = load_chunk<kAligned>(args, args.in + element + j * args.row_step, left);
         }
 #pragma unroll
         for (int j = 0; j < N; ++j) {
@@ -129,33 +121,35 @@ minmax_small(const Args args) {
     const int32_t plane = static_cast<int32_t>(block_x() % static_cast<uint32_t>(args.planes));
     const uint32_t block = block_x() / static_cast<uint32_t>(args.planes), blocks = grid_x() / args.planes;
     auto* const table = static_cast<Pair*>(shared_memory());
-    const int position = static_cast<int>(thread_index() % width) * 16;
-    const int left = static_cast<int>(args.length) - position;
+    const int asked = static_cast<int>(thread_index() % width) * 16, length = static_cast<int>(args.length);
+    const int position = asked < length ? asked : 0, left = length - position;
     const int32_t step = static_cast<int32_t>(blocks * units);
     Key<16> key;
-    key.load_from(args, plane * args.key_step + (left > 0 ? position : 0));
+    key.load_from(args, plane * args.key_step + position);
 
-    const int64_t offset = plane * args.length + position;
-    const auto fetch = [&](int64_t row, Raw<16>& raw) {
-        if (row < args.rows && left > 0) raw = load_chunk<kAligned>(args, row * args.row_step + offset, left);
-    };
-    int64_t row = static_cast<int64_t>(block) * units + unit;
+    int32_t row = static_cast<int32_t>(block * units + unit);
+    const int64_t before = row * args.row_step + plane * args.length, stride = step * args.row_step;
+    uint8_t* to = args.out + before + asked;
+    const uint8_t* from = args.in + before + position;
     Raw<16> now, next;
+    const auto fetch = [&](int32_t of_row, Raw<16>& raw) {
+        if (of_row < args.rows) raw = load_chunk<kAligned>(args, from, left);
+        from += stride;
+    };
     fetch(row, now);
     fetch(row + step, next);
     uint32_t half = 0;
     // Every warp of the block goes round equally often: the barrier counts them all.
-    for (int64_t first = static_cast<int64_t>(block) * units; first < args.rows; first += step, row += step) {
+    for (int32_t first = static_cast<int32_t>(block * units); first < args.rows; first += step, row += step) {
         int32_t v[16];
-        const bool inside = row < args.rows;
-        const Pair own = chunk_values<kAligned>(key, now, inside ? left : 0, v);
+        const Pair own = chunk_values<kAligned>(key, now, left, v);
         now = next;
-        fetch(row + 2 * int64_t{step}, next);
+        fetch(row + 2 * step, next);
         const Pair found = unit_pair(own, table + half, static_cast<uint32_t>(args.warps_per_unit));
         half = block_threads() / 32 - half;
-        if (!inside) continue;  // whole units, and so whole warps
-        if (position == 0) {
-            int32_t* pair = args.bounds + 2 * (row * args.pairs + (args.pairs > 1 ? plane : 0));
+        if (row >= args.rows) continue;  // whole units, and so whole warps
+        if (asked == 0) {
+            int32_t* pair = args.bounds + 2 * (int64_t{row} * args.pairs + (args.pairs > 1 ? plane : 0));
             store<int32_t>(pair, found.lo);
             store<int32_t>(pair + 1, found.hi);
         }
@@ -168,12 +162,12 @@ minmax_small(const Args args) {
             for (int j = 0; j < 4; ++j) x[j] = minmax_bits(v[4 * i + j], found.lo, scale);
             y.w[i] = pack_low(x);
         }
-        uint8_t* to = args.out + row * args.row_step + offset;
         if constexpr (kAligned) {
-            if (left > 0) store<Words4>(to, y);
+            if (asked < length) store<Words4>(to, y);
         } else {
-            store_anywhere<uint8_t>(to, y, clamped(left));
+            store_anywhere<uint8_t>(to, y, clamped(length - asked));
         }
+        to += stride;
     }
 }
 

@@ -27,7 +27,7 @@ struct Key {
     // As B, so that v becomes v - lo.
     DLMT_DEVICE_MEMBER void subtract(int32_t lo) {
 #pragma unroll
-        for (int i = 0; i < V; ++i) b[i] -= static_cast<uint32_t>(lo);
+        for (int i = 0; i < V; ++i) b[i] = kept(b[i] - static_cast<uint32_t>(lo));
     }
     DLMT_DEVICE_MEMBER int32_t value(uint8_t a, int i) const {
         return affine_value(a, static_cast<int32_t>(m[i]), static_cast<int32_t>(b[i]));

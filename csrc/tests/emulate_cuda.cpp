@@ -29,16 +29,18 @@ struct Request {
     int64_t* bad;  // an inverse where not null
     int32_t capability, multiprocessors;
     uint32_t seed;
+    int32_t last_blocks;  // where not 0, only so many run, the last ones of each launch
+    int64_t withheld;     // bytes at the end of images and results that the machine forbids
 };
 
 size_t bytes(int64_t elements, int64_t each) { return static_cast<size_t>(elements * each); }
 
-std::string run_all(const std::vector<Step>& steps, uint32_t seed) {
+std::string run_all(const std::vector<Step>& steps, uint32_t seed, int32_t last_blocks = 0) {
     std::string names;
     for (const Step& step : steps) {
         const Function function = function_of(step);
         if (function == nullptr) return "no function for " + std::string(name_of(step.kernel));
-        machine::run(step, function, seed);
+        machine::run(step, function, seed, last_blocks);
         names += (names.empty() ? "" : " ") + std::string(name_of(step.kernel)) +
                  (step.kernel == Kernel::clear_bounds ? ""
                   : step.aligned                      ? "/aligned"
@@ -72,13 +74,15 @@ extern "C" int dlmt_emulate(const Request* request, char* words, size_t room) {
     const bool inverse = r.bad != nullptr;
     machine::clear_arrays();
     machine::add_array({base, block.size()});
-    machine::add_array({r.out, bytes(all, inverse ? 1 : each), true, true});
-    if (static_cast<const void*>(r.in) != r.out) machine::add_array({r.in, bytes(all, inverse ? each : 1)});
+    const size_t in_bytes = bytes(all, inverse ? each : 1), out_bytes = bytes(all, inverse ? 1 : each);
+    const size_t withheld = static_cast<size_t>(r.withheld);
+    machine::add_array({r.out, out_bytes - withheld, true, r.last_blocks == 0});
+    if (static_cast<const void*>(r.in) != r.out) machine::add_array({r.in, in_bytes - withheld});
     machine::add_array({r.bounds, bytes(r.images * shape.pairs() * 2, 4), !inverse});
     if (inverse) machine::add_array({r.bad, sizeof *r.bad, true}), *r.bad = -1;
     const auto steps =
         inverse ? inverse_steps(shape, key, call, device) : affine_steps(shape, layout, key, call, device);
-    std::string said = run_all(steps, r.seed);
+    std::string said = run_all(steps, r.seed, r.last_blocks);
     const auto& wrong = machine::complaints();
     for (const std::string& each_complaint : wrong) said += "\n" + each_complaint;
     const int64_t left_out = machine::unwritten();

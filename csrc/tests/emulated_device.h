@@ -114,6 +114,9 @@ DLMT_DEVICE uint32_t bytes_of(uint32_t low, uint32_t high) {
     return result;
 }
 
+DLMT_DEVICE uint32_t byte_of(uint32_t word, int i) { return (word >> (8 * i)) & 0xFF; }
+DLMT_DEVICE uint32_t kept(uint32_t x) { return x; }
+
 DLMT_DEVICE uint32_t halves_of(float low, float high) {
     return half_of(low) | static_cast<uint32_t>(half_of(high)) << 16;
 }

@@ -234,12 +234,14 @@ int64_t unwritten() {
 
 const std::vector<std::string>& complaints() { return found; }
 
-void run(const Step& step, Function function, uint32_t seed) {
+void run(const Step& step, Function function, uint32_t seed, int32_t last_blocks) {
     constexpr size_t kGuard = 64;
     constexpr unsigned char kFill = 0xA5;
     std::mt19937 random(seed);
-    std::vector<uint64_t> blocks(uint64_t{step.grid_x} * step.grid_y);
-    std::iota(blocks.begin(), blocks.end(), 0);
+    const uint64_t all = uint64_t{step.grid_x} * step.grid_y;
+    const uint64_t count = last_blocks == 0 ? all : std::min<uint64_t>(all, static_cast<uint64_t>(last_blocks));
+    std::vector<uint64_t> blocks(count);
+    std::iota(blocks.begin(), blocks.end(), all - count);
     std::shuffle(blocks.begin(), blocks.end(), random);
     std::vector<uint32_t> order(step.threads);
     std::iota(order.begin(), order.end(), 0);

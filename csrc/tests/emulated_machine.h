@@ -22,8 +22,8 @@ void add_array(const Array& array);
 // The bytes of arrays to be written once that were not.
 int64_t unwritten();
 
-// Runs all blocks, in an order that `seed` decides, as it does that of warps.
-void run(const Step& step, Function function, uint32_t seed);
+// Runs all blocks, or so many of the last, in an order that `seed` decides, as it does that of threads.
+void run(const Step& step, Function function, uint32_t seed, int32_t last_blocks = 0);
 
 // What was wrong since `clear_arrays`; empty where nothing was.
 const std::vector<std::string>& complaints();
