@@ -76,7 +76,7 @@ def on(k: Coefficients, device: int) -> Any:
             if found is None:
                 try:
                     found = k.cache[name] = prepared(k).on(device)
-                except RuntimeError as error:
+                except (RuntimeError, ValueError) as error:
                     raise BackendError(str(error)) from None
     return found
 
@@ -90,12 +90,12 @@ def affine(k: Coefficients, images: int, out: int, bounds: int, n: int, device: 
         stream: the stream's handle; 0 is the default stream.
 
     Raises:
-        BackendError: the kernel could not be launched, with what CUDA says.
+        BackendError: the kernel could not be launched, with what CUDA says, or the module cannot take such pointers.
     """
     ready = on(k, device)
     try:
         ready.affine(images, out, bounds, n, stream)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise BackendError(str(error)) from None
 
 
@@ -114,7 +114,7 @@ def affine_inverse(
     ready = on(k, device)
     try:
         ready.affine_inverse(images, bounds, out, bad, n, stream)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise BackendError(str(error)) from None
 
 
@@ -126,5 +126,5 @@ def copy(images: int, out: int, elements: int, dtype: str, device: int, stream: 
     """
     try:
         _cuda.copy(images, out, elements, dtype, device, stream)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise BackendError(str(error)) from None
