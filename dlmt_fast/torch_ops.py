@@ -14,6 +14,7 @@ are the kernel; with room for bounds and all checks made twice it was 8.1.
 
 from __future__ import annotations
 
+import functools
 import secrets
 import weakref
 from collections.abc import Callable
@@ -65,7 +66,7 @@ def transform(images: torch.Tensor, handle: int, on_host: bool) -> torch.Tensor:
     Args:
         on_host: the host takes part in every call, so that no CUDA graph may stand for it.
     """
-    _refuse_export()
+    _refuse_jit()
     operator = torch.ops.dlmt.transform_on_host if on_host else torch.ops.dlmt.transform
     result: torch.Tensor = operator(images, int(handle))
     return result
@@ -77,7 +78,7 @@ def affine(images: torch.Tensor, handle: int, layout: str, backend: str, threads
     Args:
         threads: None is decided when the operator runs.
     """
-    _refuse_export()
+    _refuse_jit()
     result: torch.Tensor = torch.ops.dlmt.affine(images, int(handle), layout, backend, threads or 0)
     return result
 
@@ -86,7 +87,7 @@ def affine_bounds(
     images: torch.Tensor, handle: int, layout: str, backend: str, threads: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(result, bounds) through the operator; bounds are (N, 1 or C, 2)."""
-    _refuse_export()
+    _refuse_jit()
     result: tuple[torch.Tensor, torch.Tensor] = torch.ops.dlmt.affine_bounds(
         images, int(handle), layout, backend, threads or 0
     )
@@ -97,7 +98,7 @@ def affine_inverse(
     images: torch.Tensor, bounds: torch.Tensor | None, handle: int, layout: str, backend: str, threads: int | None
 ) -> torch.Tensor:
     """uint8 images through the operator; bounds in the shape that `encrypt` returns, (N, 2) or (N, C, 2)."""
-    _refuse_export()
+    _refuse_jit()
     result: torch.Tensor = torch.ops.dlmt.affine_inverse(images, bounds, int(handle), layout, backend, threads or 0)
     return result
 
@@ -164,7 +165,7 @@ def define(
 def _register(name: str, run: Any, shape: Any, batched: Any) -> None:
     _library.define(f"dlmt::{name}", _SCHEMAS[name], tags=_TAGS.get(name, ()))
     _library.register_kernel(f"dlmt::{name}", DEVICES, run)
-    _library.register_fake(f"dlmt::{name}", shape)
+    _library.register_fake(f"dlmt::{name}", _before_export(shape))
     _library.register_vmap(f"dlmt::{name}", batched)
 
 
@@ -234,9 +235,28 @@ def _split(result: torch.Tensor, images: torch.Tensor, size: int) -> torch.Tenso
     return result.reshape(size, -1, *result.shape[1:]) if images.ndim == 5 else result
 
 
-def _refuse_export() -> None:
-    traced = not torch.compiler.is_compiling() and torch._C._is_tracing()  # by torch.jit, which would bake results in
-    if torch.compiler.is_exporting() or traced:
+def _before_export(shape: Any) -> Any:
+    """A shape function that refuses where torch.export asks. It is asked there, and not in the calls above, since those
+    are traced, and torch 2.7 to 2.11 traces `is_exporting()` as True for torch.compile as well."""
+
+    @functools.wraps(shape)
+    def asked(*arguments: Any) -> Any:
+        _refuse(_is_exporting())
+        return shape(*arguments)
+
+    return asked
+
+
+_is_exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)  # torch 2.7
+
+
+def _refuse_jit() -> None:
+    """torch.jit sees real tensors, and would bake the example's result in."""
+    _refuse(not torch.compiler.is_compiling() and torch._C._is_tracing())
+
+
+def _refuse(exported: bool) -> None:
+    if exported:
         raise SecretExportError(
             "a dlmt transform cannot be part of an exported graph (torch.export, ONNX, torch.jit): whoever runs the "
             "graph would need the key. Transform the images before the model, and export the model alone"

@@ -6,12 +6,15 @@ Right bits, and nothing passes untransformed: missing images and images in anoth
 from __future__ import annotations
 
 import copy
+import importlib
 import io
 import json
 import os
 import pickle
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else its import asks the network for news
@@ -21,7 +24,7 @@ import PIL.Image
 import pytest
 
 import dlmt_fast as dlmt
-from dlmt_fast.errors import InputTypeError, ParameterError, SecretExportError
+from dlmt_fast.errors import BackendError, InputTypeError, ParameterError, SecretExportError
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("torchvision")
@@ -315,6 +318,24 @@ def test_albumentations_serialisation(A: Any, form: str, tmp_path: Path, key: dl
         A.from_dict(A.to_dict(pipeline))
     with pytest.raises(KeyError):
         A.from_dict(A.to_dict(pipeline), nonserializable={"other": transform})
+
+
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [
+        (None, "needs the package 'albumentations', which is not installed: pip install albumentations"),
+        (
+            SimpleNamespace(__version__="2.5", BasicTransform=SimpleNamespace(apply_in_invocation=None)),
+            "knows albumentations 2.0, and 2.5 works otherwise",
+        ),
+    ],
+    ids=["missing", "AlbumentationsX"],
+)
+def test_another_albumentations_or_none(library: Any, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "albumentations", library)
+    monkeypatch.delitem(sys.modules, "dlmt_fast.albumentations", raising=False)
+    with pytest.raises(BackendError, match=words):
+        importlib.import_module("dlmt_fast.albumentations")
 
 
 def test_albumentations_pickling(A: Any, key: dlmt.Key) -> None:
