@@ -155,7 +155,8 @@ class Nvcc:
 
 def levels() -> list[str]:
     """The CPU levels that the sources hold for the machine built for."""
-    return ["avx512", "avx2", "baseline"] if platform.machine().lower() in ("x86_64", "amd64") else ["baseline"]
+    x86 = platform.machine().lower() in ("x86_64", "amd64")
+    return [*(("avx512vbmi", "avx512", "avx2") if x86 else ()), "baseline"]
 
 
 def switch(name: str) -> str:

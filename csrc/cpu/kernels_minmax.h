@@ -20,14 +20,11 @@ struct Normaliser {
 
     // kBytes results.
     DLMT_INLINE Bytes operator()(Bytes v0, Bytes v1) const {
-        const Bytes d0 = sub16(v0, lo), d1 = sub16(v1, lo);
-        return narrow2(half(d0), half(d1));
+        const Bytes d0 = sub16(v0, lo), d1 = sub16(v1, lo), exponents = all16(0x4B00);
+        return rounded_bytes(scaled(low_pairs(d0, exponents)), scaled(high_pairs(d0, exponents)),
+                             scaled(low_pairs(d1, exponents)), scaled(high_pairs(d1, exponents)));
     }
-    DLMT_INLINE Bytes half(Bytes d) const {
-        const Bytes exponents = all16(0x4B00);
-        return narrow_pair(one(low_pairs(d, exponents)), one(high_pairs(d, exponents)));
-    }
-    DLMT_INLINE Bytes one(Bytes bits) const { return rounded(shifted_mul(floats_of_bytes(bits), scale, shift)); }
+    DLMT_INLINE Floats scaled(Bytes bits) const { return shifted_mul(floats_of_bytes(bits), scale, shift); }
 };
 
 struct Extremes {

@@ -22,15 +22,13 @@ struct RangeUint8Vectors {
         b0 = DLMT_LEVEL::load(b24 + i), b1 = DLMT_LEVEL::load(b24 + i + k);
         b2 = DLMT_LEVEL::load(b24 + i + 2 * k), b3 = DLMT_LEVEL::load(b24 + i + 3 * k);
     }
-    DLMT_INLINE static Bytes one(const uint8_t* in, Bytes m, Bytes b) {
-        return top_byte(add32(mul32(widen4(in), m), b));
-    }
+    DLMT_INLINE static Bytes one(const uint8_t* in, Bytes m, Bytes b) { return add32(mul32(widen4(in), m), b); }
     template <bool kStreaming>
     DLMT_INLINE void apply(const uint8_t* in, Out* out) const {
         constexpr int64_t k = kBytes / 4;
         const Bytes y0 = one(in, m0, b0), y1 = one(in + k, m1, b1);
         const Bytes y2 = one(in + 2 * k, m2, b2), y3 = one(in + 3 * k, m3, b3);
-        put<kStreaming>(out, narrow4(y0, y1, y2, y3));
+        put<kStreaming>(out, top_bytes(y0, y1, y2, y3));
     }
     DLMT_INLINE RangeUint8 plain(int64_t i) const { return RangeUint8{m24 + i, b24 + i}; }
 };

@@ -7,6 +7,7 @@ namespace dlmt {
 
 extern const Kernels kKernels_baseline;
 #if defined(__x86_64__)
+extern const Kernels kKernels_avx512vbmi;
 extern const Kernels kKernels_avx512;
 extern const Kernels kKernels_avx2;
 #endif
@@ -18,11 +19,12 @@ std::atomic<const Kernels*> in_use{nullptr};
 std::vector<const Kernels*> supported() {
     std::vector<const Kernels*> found;
 #if defined(__x86_64__)
-    // Both ask the processor and whether the operating system saves the registers.
+    // These ask the processor and whether the operating system saves the registers.
     __builtin_cpu_init();
     const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
     if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+        if (__builtin_cpu_supports("avx512vbmi")) found.push_back(&kKernels_avx512vbmi);
         found.push_back(&kKernels_avx512);
     }
     if (avx2) found.push_back(&kKernels_avx2);

@@ -43,14 +43,14 @@ DLMT_INLINE void some_rows(const Rows<typename K::Out>& rows, int64_t first, int
     vectors<kRows, kStreaming>(rows, head, tail, k, ahead);
 }
 
-// Positions whose key stays in the second-level cache while all rows pass over it.
-constexpr int64_t kTile = 8 * 1024;
+// Positions whose key, 8 KiB of it, stays in the first-level cache while all rows pass over it.
+constexpr int64_t kTile = 1024;
 
 // kRows rows at a time while there are so many; moves `rows` and `count` on.
 template <int kRows, bool kStreaming, class K>
 DLMT_INLINE void groups(Rows<typename K::Out>& rows, int64_t& count, int64_t first, int64_t last, const K& k) {
-    // Rows that pass through the caches are fetched while the group before them is computed.
-    const ptrdiff_t ahead = !kStreaming ? 0 : kRows == 1 ? 2048 : kRows * rows.in_step;
+    // Rows that pass through the caches are fetched two groups before they are computed.
+    const ptrdiff_t ahead = !kStreaming ? 0 : kRows == 1 ? 2048 : 2 * kRows * rows.in_step;
     for (; count >= kRows; count -= kRows) {
         some_rows<kRows, kStreaming>(rows, first, last, k, ahead);
         rows.in += kRows * rows.in_step;

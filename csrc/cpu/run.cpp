@@ -63,7 +63,7 @@ struct Blocks {
 };
 
 constexpr int64_t kFew = 16 * 1024;
-constexpr int64_t kMany = 256 * 1024;
+constexpr int64_t kMany = 96 * 1024;
 
 void clear_bounds(int32_t* found, int64_t pairs) {
     for (int64_t i = 0; i < pairs; ++i) {
@@ -72,8 +72,8 @@ void clear_bounds(int32_t* found, int64_t pairs) {
     }
 }
 
-// Memory between the passes is given to images larger than what the loops keep on the stack, up to what the
-// second-level cache holds.
+// Memory between the passes is given to images larger than what the loops keep on the stack, up to where computing v
+// again costs less than fetching it from the second-level cache.
 void minmax_by_image(const Job& job, const Kernels& use, const Blocks& blocks, int threads) {
     auto body = [&](int64_t part) {
         const FloatState state;

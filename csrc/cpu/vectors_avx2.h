@@ -23,12 +23,12 @@ DLMT_INLINE Bytes widen4(const uint8_t* from) {
 }
 DLMT_INLINE Bytes add32(Bytes x, Bytes y) { return _mm256_add_epi32(x, y); }
 DLMT_INLINE Bytes mul32(Bytes x, Bytes y) { return _mm256_mullo_epi32(x, y); }
-DLMT_INLINE Bytes top_byte(Bytes x) { return _mm256_srli_epi32(x, 24); }
 
-// Four vectors of 32-bit values up to 255, as bytes. Packing works within 128 bits, so 32-bit groups are put in order.
-DLMT_INLINE Bytes narrow4(Bytes x0, Bytes x1, Bytes x2, Bytes x3) {
-    const Bytes mixed = _mm256_packus_epi16(_mm256_packus_epi32(x0, x1), _mm256_packus_epi32(x2, x3));
-    return _mm256_permutevar8x32_epi32(mixed, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+// The highest byte of each 32-bit lane. Packing works within 128 bits, so 32-bit groups are put in order.
+DLMT_INLINE Bytes top_bytes(Bytes x0, Bytes x1, Bytes x2, Bytes x3) {
+    const Bytes low = _mm256_packus_epi32(_mm256_srli_epi32(x0, 24), _mm256_srli_epi32(x1, 24));
+    const Bytes high = _mm256_packus_epi32(_mm256_srli_epi32(x2, 24), _mm256_srli_epi32(x3, 24));
+    return _mm256_permutevar8x32_epi32(_mm256_packus_epi16(low, high), _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
 }
 
 DLMT_INLINE Floats load_floats(const float* from) { return _mm256_loadu_ps(from); }
@@ -58,18 +58,20 @@ DLMT_INLINE int32_t least16(Bytes x) {
     return _mm_cvtsi128_si32(_mm_minpos_epu16(half)) & 0xFFFF;
 }
 
-// 32-bit lanes of x below y, from the lower and the upper half of each 128 bits; narrow_pair puts such two together.
+// 32-bit lanes of x below y, from the lower and the upper half of each 128 bits.
 DLMT_INLINE Bytes low_pairs(Bytes x, Bytes y) { return _mm256_unpacklo_epi16(x, y); }
 DLMT_INLINE Bytes high_pairs(Bytes x, Bytes y) { return _mm256_unpackhi_epi16(x, y); }
-DLMT_INLINE Bytes narrow_pair(Bytes low, Bytes high) { return _mm256_packus_epi32(low, high); }
-// Two vectors of 16-bit values up to 255, as bytes.
-DLMT_INLINE Bytes narrow2(Bytes x0, Bytes x1) { return _mm256_permute4x64_epi64(_mm256_packus_epi16(x0, x1), 0xD8); }
 
 DLMT_INLINE Floats floats_of_bytes(Bytes x) { return _mm256_castsi256_ps(x); }
 // (x - 2**23) * y in one rounding, for integers x of 2**23 and more: the difference is exact.
 DLMT_INLINE Floats shifted_mul(Floats x, Floats y, Floats) { return mul(_mm256_sub_ps(x, all(8388608.0f)), y); }
-// To the nearest integer, ties to even.
-DLMT_INLINE Bytes rounded(Floats x) { return _mm256_cvtps_epi32(x); }
+// Values below 255.5 to the nearest integer, ties to even, as bytes; each pair in the lanes of low_pairs and
+// high_pairs.
+DLMT_INLINE Bytes rounded_bytes(Floats low0, Floats high0, Floats low1, Floats high1) {
+    const Bytes half0 = _mm256_packus_epi32(_mm256_cvtps_epi32(low0), _mm256_cvtps_epi32(high0));
+    const Bytes half1 = _mm256_packus_epi32(_mm256_cvtps_epi32(low1), _mm256_cvtps_epi32(high1));
+    return _mm256_permute4x64_epi64(_mm256_packus_epi16(half0, half1), 0xD8);
+}
 
 // A mask of the first `count` bytes (less than kBytes), and what it selects: x there, y elsewhere.
 DLMT_INLINE Bytes first_bytes(int64_t count) {

@@ -101,15 +101,20 @@ bounds(const Args args) {
 template <bool kAligned>
 constexpr int kSmallThreads = kAligned ? 768 : 512;
 
+// The warps that share a unit: `count` of them from `first` on.
+struct Warps {
+    uint32_t first, count;
+};
+
 // The bounds of a unit from those of its warps, given to all of them. One barrier a unit: the next one's partial bounds
 // go to the other half of the table.
-DLMT_DEVICE Pair unit_pair(Pair own, Pair* table, uint32_t warps_per_unit) {
+DLMT_DEVICE Pair unit_pair(Pair own, Pair* table, Warps warps) {
     const Pair mine = warp_pair(own);
-    if (warps_per_unit == 1) return mine;
-    const uint32_t lane = thread_index() % 32, warp = thread_index() / 32, first = warp - warp % warps_per_unit;
-    if (lane == 0) table[warp] = mine;
+    if (warps.count == 1) return mine;
+    const uint32_t lane = thread_index() % 32;
+    if (lane == 0) table[thread_index() / 32] = mine;
     block_barrier();
-    return warp_pair(lane < warps_per_unit ? table[first + lane] : nothing());
+    return warp_pair(lane < warps.count ? table[warps.first + lane] : nothing());
 }
 
 // One read of the images: v stays in registers between the two passes, and two more units are on their way.
@@ -118,6 +123,7 @@ DLMT_KERNEL(kSmallThreads<kAligned>)
 minmax_small(const Args args) {
     const uint32_t width = static_cast<uint32_t>(args.warps_per_unit) * 32, units = block_threads() / width;
     const uint32_t unit = thread_index() / width;
+    const Warps warps = {unit * width / 32, width / 32};
     const int32_t plane = static_cast<int32_t>(block_x() % static_cast<uint32_t>(args.planes));
     const uint32_t block = block_x() / static_cast<uint32_t>(args.planes), blocks = grid_x() / args.planes;
     auto* const table = static_cast<Pair*>(shared_memory());
@@ -145,7 +151,7 @@ minmax_small(const Args args) {
         const Pair own = chunk_values<kAligned>(key, now, left, v);
         now = next;
         fetch(row + 2 * step, next);
-        const Pair found = unit_pair(own, table + half, static_cast<uint32_t>(args.warps_per_unit));
+        const Pair found = unit_pair(own, table + half, warps);
         half = block_threads() / 32 - half;
         if (row >= args.rows) continue;  // whole units, and so whole warps
         if (asked == 0) {
@@ -196,7 +202,7 @@ minmax_general(const Args args) {
     auto* const table = static_cast<Pair*>(shared_memory());
     const uint32_t inner = static_cast<uint32_t>(args.inner), channels = static_cast<uint32_t>(args.channels);
     const uint32_t size = static_cast<uint32_t>(args.size), count = args.pairs > 1 ? size / channels : size;
-    const uint32_t warps = block_threads() / 32;
+    const Warps warps = {0, block_threads() / 32};
     uint32_t half = 0;
     for (int64_t unit = block_x(); unit < args.images * args.pairs; unit += grid_x()) {
         const int64_t first = unit / args.pairs * args.size;
@@ -214,7 +220,7 @@ minmax_general(const Args args) {
             own = {min(own.lo, v), max(own.hi, v)};
         }
         const Pair found = unit_pair(own, table + half, warps);
-        half = warps - half;
+        half = warps.count - half;
         if (thread_index() == 0) {
             store<int32_t>(args.bounds + 2 * unit, found.lo);
             store<int32_t>(args.bounds + 2 * unit + 1, found.hi);
