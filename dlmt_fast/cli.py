@@ -246,9 +246,26 @@ def train(
     from . import training
 
     options = training.TrainOptions(
-        network, epochs, batch_size, lr, momentum, weight_decay, cycle, cycle_factor, seed, subset, augment, normalize,
-        dtype, _share(check), device, workers, amp, compiled, deterministic,
-    )  # fmt: skip
+        network=network,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        cycle=cycle,
+        cycle_factor=cycle_factor,
+        seed=seed,
+        subset=subset,
+        augment=augment,
+        normalize=normalize,
+        dtype=dtype,
+        check=_share(check),
+        device=device,
+        workers=workers,
+        amp=amp,
+        compile=compiled,
+        deterministic=deterministic,
+    )
     images = training.load_data(data, dataset)
     asked = {"mode": mode, "max_v_add": max_v_add, "max_v_mul": max_v_mul, "rise_v": rise_v}
     asked = {name: value for name, value in asked.items() if value is not None}

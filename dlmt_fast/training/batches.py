@@ -88,7 +88,11 @@ class Batches(Dataset[Batch]):
         if self._augment != "none":
             random = self._random(epoch)[places]
             images = torch.from_numpy(augmented(images.numpy(), random, self._augment == "crop-flip"))
-        return (images if self._transform is None else self._transform(images)), self._labels[chosen]
+        if self._transform is not None:
+            images = self._transform(images)
+        if images.dtype == torch.uint16:  # which torch stores, and hardly calculates with
+            images = images.to(torch.int32)
+        return images, self._labels[chosen]
 
     def _random(self, epoch: int) -> NDArray[np.uint64]:
         if self._drawn is None or self._drawn[0] != epoch:

@@ -68,7 +68,7 @@ def read_store(folder: Path, manifest: Manifest) -> Arrays:
             )
         images.append(image)
     stacked = np.stack(images)
-    return Arrays(stacked.astype(np.int32) if stacked.dtype == np.uint16 else stacked, labels, names)
+    return Arrays(stacked.astype(np.int32) if stacked.dtype == np.uint16 else stacked, labels, names)  # as `Batches`
 
 
 def _arranged(folder: Path, paths: Sequence[str]) -> tuple[tuple[str, ...], list[int], NDArray[np.int64]]:

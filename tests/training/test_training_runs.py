@@ -89,14 +89,16 @@ def test_compiled_it_learns_too(data: Data, key: dlmt.Key, tmp_path: Path) -> No
 
 
 def test_the_same_seed_gives_the_same_numbers(data: Data, key: dlmt.Key, tmp_path: Path) -> None:
-    def run(name: str, **options: Any) -> list[dict[str, Any]]:
-        chosen = {"epochs": 2, "batch_size": 32, "augment": "crop-flip", "seed": 1} | options
-        return numbers(train(data, tmp_path / name, TrainOptions(**chosen), key, SCHEME))
+    def run(name: str, **options: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
+        chosen = {"epochs": 2, "batch_size": 32, "augment": "crop-flip", "seed": 1, "check": "all"} | options
+        facts = train(data, tmp_path / name, TrainOptions(**chosen), key, SCHEME)
+        return numbers(facts), facts["check"]
 
     first = run("first")
     assert run("again") == first
     assert run("workers", workers=2) == first
     assert same_weights(tmp_path / "first", tmp_path / "workers")
+    assert first[1]["calls"] == first[1]["checked"] == 28  # 2 to measure, 12 steps and 1 test batch an epoch
     assert run("other", seed=2) != first
 
 
