@@ -425,6 +425,7 @@ def test_under_sanitizers() -> None:
         "ASAN_OPTIONS": "detect_leaks=0",
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not long", __file__]
+    pytest_itself = Path(sys.executable).with_name("pytest")  # `python -m pytest` would import the checkout
+    command = [str(pytest_itself), "-q", "-x", "-p", "no:cacheprovider", "-m", "not long", __file__]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

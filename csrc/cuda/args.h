@@ -30,10 +30,12 @@ struct Args {
     int64_t total;     // images * size
     int64_t channels;  // position p is of channel p / inner % channels
     int64_t inner;
-    int64_t length;    // positions of a row
-    int64_t row_step;  // positions from a row of one plane to the next
-    int64_t key_step;  // positions from the key of one plane to the next
-    int32_t rows;      // of one plane
+    int64_t length;     // positions of a row
+    int64_t row_step;   // positions from a row of one plane to the next
+    int64_t key_step;   // positions from the key of one plane to the next
+    int32_t rows;       // of one plane
+    int32_t rows_each;  // of a group of rows; the first `rows_more` groups have one more
+    int32_t rows_more;
     int32_t planes;
     int32_t slices;          // blocks along a row
     int32_t warps_per_unit;  // `minmax_small` only

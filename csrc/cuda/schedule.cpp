@@ -54,7 +54,10 @@ void lay_rows(Args& args, const Layout& layout) {
 // one block more than others, and too few loads under way.
 double filled(int64_t blocks, int64_t at_once, int64_t multiprocessors) {
     const auto ratio = [](int64_t x, int64_t y) { return static_cast<double>(x) / static_cast<double>(y); };
-    if (blocks > at_once) return ratio(blocks, round_up(blocks, at_once));
+    constexpr double kWave = 0.03;  // lost to the start of another wave, whose blocks read their key with nothing to do
+    if (blocks > at_once) {
+        return ratio(blocks, round_up(blocks, at_once)) - kWave * static_cast<double>(ceil_div(blocks, at_once) - 1);
+    }
     return ratio(blocks, round_up(blocks, multiprocessors)) * std::min(1.0, 1.25 * ratio(blocks, at_once));
 }
 
@@ -101,6 +104,8 @@ Step row_step(Kernel kernel, Dtype dtype, const Args& args, bool aligned, bool t
     step.args.slices = static_cast<int32_t>(slices);
     step.grid_x = static_cast<uint32_t>(across);
     step.grid_y = static_cast<uint32_t>(groups);
+    step.args.rows_each = static_cast<int32_t>(args.rows / groups);
+    step.args.rows_more = static_cast<int32_t>(args.rows % groups);
     if (table) step.shared_bytes = static_cast<uint32_t>(8 * ceil_div(args.rows, groups));
     return step;
 }

@@ -35,10 +35,9 @@ struct Slice {
 DLMT_DEVICE Slice slice_of(const Args& args, bool backwards) {
     const uint32_t block = backwards ? grid_x() - 1 - block_x() : block_x();
     const uint32_t slices = static_cast<uint32_t>(args.slices);
-    const int64_t first = int64_t{args.rows} * block_y() / grid_y(),
-                  last = int64_t{args.rows} * (block_y() + 1) / grid_y();
-    return {static_cast<int32_t>(block / slices), static_cast<int32_t>(block % slices), static_cast<int32_t>(first),
-            static_cast<int32_t>(last - first)};
+    const int32_t y = static_cast<int32_t>(block_y()), more = args.rows_more;
+    return {static_cast<int32_t>(block / slices), static_cast<int32_t>(block % slices),
+            y * args.rows_each + (y < more ? y : more), args.rows_each + (y < more ? 1 : 0)};
 }
 
 // The first position of a thread's chunk k, of V positions.
