@@ -34,6 +34,7 @@ _SHAPES = {
     "imagenet": (1024, 3, 224, 224),
     "2048": (64, 3, 2048, 2048),
 }
+_GRAPHS = 256  # each with a set of its own: together more than the cache holds
 #: Shares of the limit: (range to uint8, range to floats, min-max to uint8).
 _TARGETS = {"cifar-set": (0.92, 0.95, 0.88), "imagenet": (0.92, 0.95, 0.85), "2048": (0.90, 0.92, 0.60)}
 
@@ -87,10 +88,10 @@ def graph_rows(rounds: int) -> list[dict[str, Any]]:
     from dlmt_fast.bench.gpu import Cell, make_sets
 
     stream = torch.cuda.Stream()
-    graphs: dict[str, list[Any]] = {"empty": [_captured(stream, lambda: torch.cuda._sleep(0)) for _ in range(256)]}
+    graphs: dict[str, list[Any]] = {"empty": [_captured(stream, lambda: torch.cuda._sleep(0)) for _ in range(_GRAPHS)]}
     for normalize, dtype in (("range", "uint8"), ("range", "float32"), ("minmax", "uint8")):
         cell = Cell("batch-128", (128, 3, 32, 32), normalize, dtype, 0.5)
-        sets, expected = make_sets(cell, 256)
+        sets, expected = make_sets(cell, _GRAPHS)
         plan = cell.plan()
         dlmt.encrypt(sets[0][0], plan, out=sets[0][1])
         made = [_captured(stream, partial(dlmt.encrypt, x, plan, out=y), keep=(plan, x, y)) for x, y in sets]
@@ -101,7 +102,7 @@ def graph_rows(rounds: int) -> list[dict[str, Any]]:
             if not torch.equal(out, expected.roll(i, 0)):
                 raise AssertionError(f"a replayed graph gives wrong values: {cell.operation}, set {i}")
         graphs[f"{cell.operation}, sets in turn"] = made
-        graphs[f"{cell.operation}, one set"] = made[:1] * 256
+        graphs[f"{cell.operation}, one set"] = made[:1] * _GRAPHS
     samples = {name: [_replayed(made) for _ in range(rounds)] for name, made in graphs.items()}
     medians = {name: sorted(taken)[len(taken) // 2] for name, taken in samples.items()}
     return [

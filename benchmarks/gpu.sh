@@ -108,7 +108,7 @@ build() {
   rm -f "$work/source"/dlmt_fast/*.so "$work/source/dlmt_fast/_build.json"
   DLMT_CUDA=1 DLMT_NATIVE=1 "$python" -m pip install -v --no-build-isolation --no-deps --no-cache-dir --upgrade \
     --target "$site" "$work/source" >"$work/build.txt" 2>&1 || { tail -n 60 "$work/build.txt"; exit 1; }
-  grep -iE 'warning|spill' "$work/build.txt" | head -n 20 || true
+  grep -E 'ptxas|spill|\.cuh?[(:].*warning' "$work/build.txt" | head -n 20 || true
   ls "$site"/dlmt_fast/_cuda*.so "$site"/dlmt_fast/_cpu*.so
   rm -rf "$work/source"
 }
