@@ -231,12 +231,12 @@ def cupy_fused(cell: Cell, plan: Plan, sets: list[Set]) -> Iterator[Contender]:
     if plan.normalize == "minmax":
         m, b = (cupy.asarray(a.numpy()) for a in _integers(plan))
         lowest = cupy.ReductionKernel(
-            "uint8 x, int32 m, int32 b", "int32 y", "(int)x * m + b", "min(a, b)", "y = a", "2147483647", "dlmt_lowest"
+            "uint8 x, int32 m, int32 c", "int32 y", "(int)x * m + c", "min(a, b)", "y = a", "2147483647", "dlmt_lowest"
         )
         highest = cupy.ReductionKernel(
-            "uint8 x, int32 m, int32 b",
+            "uint8 x, int32 m, int32 c",
             "int32 y",
-            "(int)x * m + b",
+            "(int)x * m + c",
             "max(a, b)",
             "y = a",
             "-2147483647",
