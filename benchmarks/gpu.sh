@@ -118,11 +118,12 @@ usable() {
 }
 
 tests() {
-  local parallel=()
+  local plugins=(-p pytest_timeout)
+  export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1  # others may be installed here, and their warnings would be errors
   "$python" -c 'import pytest, pytest_timeout, hypothesis' ||
     { echo "pytest, pytest-timeout and hypothesis are needed; give them with --wheels"; exit 1; }
-  if "$python" -c 'import xdist' 2>/dev/null; then parallel=(-n 6); fi
-  "$python" -m pytest -q -p no:cacheprovider -c "$repo/pyproject.toml" --rootdir "$repo" -m gpu "${parallel[@]}" \
+  if "$python" -c 'import xdist' 2>/dev/null; then plugins+=(-p xdist.plugin -n 6); fi
+  "$python" -m pytest -q -p no:cacheprovider "${plugins[@]}" -c "$repo/pyproject.toml" --rootdir "$repo" -m gpu \
     --junitxml "$work/tests.xml" "$repo"/tests/test_gpu_*.py || exit 1
   "$python" "$repo/benchmarks/gpu_check.py" tests "$work/tests.xml"
 }
