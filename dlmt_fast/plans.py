@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sized
 from typing import Any
 
 from .keys import Key, SecretHolder
 from .schemes import DLMT, Plan
 from .schemes.plan import DTypeLike, Scalars
+
+#: Values (C*H*W) of all plans held at once, of some 24 bytes each: 55 sizes like 3x224x224, or 200 MB a process.
+MOST_VALUES = 1 << 23
 
 
 class Plans(SecretHolder):
@@ -19,6 +23,9 @@ class Plans(SecretHolder):
 
     Attributes:
         dtype: the name of the output's dtype.
+
+    The plans of past sizes are kept up to `MOST_VALUES`. A CUDA graph that you capture yourself needs its plan to stay,
+    so capture `dlmt_fast.encrypt` with a plan of your own there.
 
     Raises:
         ParameterError: options that can never work are refused before an image comes.
@@ -45,8 +52,19 @@ class Plans(SecretHolder):
         """The plan for images of this (C, H, W)."""
         plan = self._made.get(shape)
         if plan is None:
-            plan = self._made[shape] = self._new(shape)
+            plan = self._new(shape)
+            self._make_room(math.prod(shape))
+            self._made[shape] = plan
         return plan
+
+    def _make_room(self, size: int) -> None:
+        """Let the oldest plans go: a folder of photographs may have as many sizes as images."""
+        held = sum(math.prod(shape) for shape in tuple(self._made))
+        for shape in tuple(self._made):
+            if held + size <= MOST_VALUES:
+                return
+            self._made.pop(shape, None)
+            held -= math.prod(shape)
 
     def _new(self, shape: tuple[int, ...]) -> Plan:
         return self._scheme.plan(self._key, shape, **self._options)

@@ -163,6 +163,29 @@ def test_autocast_and_inference_mode(key: dlmt.Key) -> None:
         assert torch.equal(dlmt.encrypt(images.clone(), plan), expected)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_training_step_with_autocast(compiled: bool, key: dlmt.Key) -> None:
+    """The transform's float32 comes as it is; the layers after it take what autocast says."""
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    transform, seen = Encrypt(key, SCHEMES["mat_mmt"], mean=0.5, std=0.25), []
+    layer = torch.nn.Conv2d(3, 4, 3)
+    model = torch.nn.Sequential(transform, layer, torch.nn.Flatten(), torch.nn.Linear(48, 4))
+    run = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+    images, _ = images_for("NCHW")
+    layer.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = run(images)
+        loss = torch.nn.functional.cross_entropy(y, torch.arange(4))
+    loss.backward()
+    assert y.dtype == torch.bfloat16
+    assert layer.weight.grad is not None
+    assert layer.weight.grad.abs().sum() > 0
+    assert same(seen[0], transform(images))
+    with torch.inference_mode():
+        assert run(images).is_inference()
+
+
 def test_what_requires_grad_is_refused_everywhere(key: dlmt.Key) -> None:
     plan = SCHEMES["mat_mmt"].plan(key, SHAPE, "range", "float32")
     y = dlmt.encrypt(images_for("NCHW")[0], plan).requires_grad_()

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import dlmt_fast as dlmt
+from dlmt_fast import plans
 from dlmt_fast.errors import DecryptError, InputTypeError, ParameterError, SecretExportError
 
 torch = pytest.importorskip("torch")
@@ -141,6 +142,21 @@ def test_decrypt_refuses_what_it_cannot_do(key: dlmt.Key) -> None:
         Decrypt(key, SCHEME)(y)  # int32 where float32 is expected
     with pytest.raises(InputTypeError, match="float32, got uint8"):
         Decrypt(key, SCHEME)(tv_tensors.Image(pixels()))
+
+
+def test_plans_of_many_sizes_do_not_pile_up(key: dlmt.Key, monkeypatch: pytest.MonkeyPatch) -> None:
+    transform = Encrypt(key, SCHEME)
+    monkeypatch.setattr(plans, "MOST_VALUES", 3000)
+    for _ in range(2):
+        for height in (*range(1, 40), 400):
+            image = pixels(3, height, 10)
+            assert torch.equal(transform(image), expected(image, key))
+            assert sum(3 * h * w for _, h, w in transform._plans._made) <= max(3000, image.numel())
+            assert (3, height, 10) in transform._plans._made
+    monkeypatch.undo()
+    for height in range(1, 40):
+        transform(pixels(3, height, 10))
+    assert len(transform._plans._made) == 40
 
 
 # --- samples ---------------------------------------------------------------------------------------------------------
