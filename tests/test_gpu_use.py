@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -148,6 +150,13 @@ def test_what_plans_hold_on_the_device_goes_with_them(key: dlmt.Key) -> None:
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     assert before - torch.cuda.mem_get_info()[0] < 200 << 20
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_readme_example(capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"```py\n(.*?)```", (Path(__file__).parents[1] / "README.md").read_text("utf-8"), re.DOTALL)
+    exec(compile(code, "README.md", "exec"), {})
+    assert capsys.readouterr().out == "cuda:0 cuda:0\n" * 3
 
 
 # --- torch looks on --------------------------------------------------------------------------------------------------
