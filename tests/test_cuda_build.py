@@ -249,6 +249,8 @@ def test_launches_fit_every_device(shape: tuple[int, int, int], multiprocessors:
         *({"normalize": n, "dtype": d} for n in ("minmax", "minmax_channel") for d in ("uint8", "float32")),
     ):
         plan = prepared(shape, **options)
+        old = plan.launch(5, "8.0", multiprocessors)["steps"]
+        assert all(step["cluster"] == 1 for step in old)  # which came with 9.0
         assert plan.launch(0) == {"launches": 0, "steps": []}
         for n in (1, 7, 128, 50_000, 2**33 // size):
             found = plan.launch(n, "9.0", multiprocessors)
@@ -260,7 +262,8 @@ def test_launches_fit_every_device(shape: tuple[int, int, int], multiprocessors:
                 assert z == 1
                 assert threads % 32 == 0
                 assert 32 <= threads <= 1024
-                assert step["shared"] <= 227 * 1024
+                assert x % step["cluster"] == 0
+                assert step["shared"] <= (96 if step["cluster"] > 1 else 48) * 1024
 
 
 @needs_module
@@ -272,6 +275,9 @@ def test_launches_fit_every_device(shape: tuple[int, int, int], multiprocessors:
         ((3, 224, 224), 1024, {"dtype": "float32"}, ["unit"]),
         ((3, 32, 32), 50_000, {"normalize": "minmax"}, ["minmax_small"]),
         ((3, 32, 32), 50_000, {"normalize": "minmax_channel"}, ["minmax_small"]),
+        ((3, 224, 224), 1024, {"normalize": "minmax"}, ["minmax_cluster"]),
+        ((3, 96, 96), 8, {"normalize": "minmax"}, ["minmax_cluster"]),
+        ((3, 225, 225), 8, {"normalize": "minmax"}, ["clear_bounds", "bounds", "minmax"]),
         ((3, 2048, 2048), 64, {"normalize": "minmax"}, ["clear_bounds", "bounds", "minmax"]),
         ((3, 32, 32), 9, {"normalize": "minmax", "dtype": "float16"}, ["clear_bounds", "bounds", "minmax"]),
         ((3, 32, 32), 9, {"normalize": "minmax_channel", "order": "HWC"}, ["minmax_general"]),

@@ -297,6 +297,28 @@ def test_larger_images(machine: Machine, shape: tuple[int, int, int], normalize:
         compare(machine, k, 5, offsets, capability=capability)
 
 
+@pytest.mark.parametrize(
+    ("shape", "n"),
+    [
+        ((1, 96, 129), 40),
+        ((3, 96, 96), 30),
+        ((1, 112, 112), 1),
+        ((2, 128, 128), 9),
+        ((3, 224, 224), 11),
+        ((1, 8, 16640), 5),
+    ],
+)
+def test_clusters(machine: Machine, shape: tuple[int, int, int], n: int) -> None:
+    """Images shared by eight blocks, up to the largest that fits and rows that fill none of the blocks evenly; enough
+    of them for every place of the ring to be used several times over. Threads hesitate in one run of three."""
+    for multiprocessors, scheme in ((8, MIXED), (8, LARGE), (17, MIXED), (40, MIXED)):
+        k = coefficients(shape, "CHW", "minmax", "uint8", scheme)
+        assert "minmax_cluster" in compare(machine, k, n, multiprocessors=multiprocessors)
+    k = coefficients((2, *shape[1:]), "CHW", "minmax_channel", "uint8")
+    kernels = compare(machine, k, n, multiprocessors=24)
+    assert ("minmax_cluster" in kernels) == (shape[1] * shape[2] > 12288)
+
+
 @pytest.mark.parametrize("normalize", ["range", "minmax", "minmax_channel", "none"])
 def test_in_place(machine: Machine, normalize: str) -> None:
     scheme = dlmt.DLMT("mat", max_v_add=1) if normalize == "none" else MIXED

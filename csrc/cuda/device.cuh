@@ -88,6 +88,73 @@ DLMT_DEVICE uint32_t bfloats_of(float low, float high) {
     return packed;
 }
 
+// 16 bytes from global to shared memory, behind the thread's back: what a group of copies has brought is there once no
+// more than kLater later groups are under way.
+DLMT_DEVICE void copy_async(void* to, const void* from) {
+    const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+}
+DLMT_DEVICE void close_group() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kLater>
+DLMT_DEVICE void wait_for_groups() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kLater) : "memory");
+}
+
+// Blocks of one cluster (compute capability 9.0), and a barrier in shared memory that counts bytes sent to it. It has
+// phases, of parity 0, 1, 0, ...: a phase is over when its bytes, as `expect` gives them once, have all come.
+struct alignas(8) Gate {
+    uint64_t state;
+};
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+DLMT_DEVICE uint32_t cluster_rank() {
+    uint32_t rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+DLMT_DEVICE void cluster_barrier() {
+    asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+DLMT_DEVICE void open_gate(Gate* gate) {
+    const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(gate));
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;\n\tfence.mbarrier_init.release.cluster;" ::"r"(at) : "memory");
+}
+DLMT_DEVICE void expect(Gate* gate, uint32_t bytes) {
+    const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(gate));
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(bytes) : "memory");
+}
+// Acquires for this block: what is sent lies in its own shared memory. For the cluster, it would empty the first-level
+// cache every time.
+DLMT_DEVICE void wait_at(Gate* gate, uint32_t parity) {
+    const auto at = static_cast<uint32_t>(__cvta_generic_to_shared(gate));
+    uint32_t over = 0;
+    while (over == 0) {
+        asm volatile(
+            "{\n\t.reg .pred p;\n\t"
+            "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+            "selp.u32 %0, 1, 0, p;\n\t}"
+            : "=r"(over)
+            : "r"(at), "r"(parity)
+            : "memory");
+    }
+}
+// Two words to where `to` and `gate` are in the block of that rank; 8 bytes for its gate.
+DLMT_DEVICE void send(void* to, Gate* gate, uint32_t rank, int32_t low, int32_t high) {
+    const auto here = static_cast<uint32_t>(__cvta_generic_to_shared(to));
+    const auto gate_here = static_cast<uint32_t>(__cvta_generic_to_shared(gate));
+    asm volatile(
+        "{\n\t.reg .u32 there, gate_there;\n\t"
+        "mapa.shared::cluster.u32 there, %0, %2;\n\t"
+        "mapa.shared::cluster.u32 gate_there, %1, %2;\n\t"
+        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.s32 [there], {%3, %4}, [gate_there];\n\t}" ::"r"(
+            here),
+        "r"(gate_here), "r"(rank), "r"(low), "r"(high)
+        : "memory");
+}
+
+#endif
+
 }  // namespace dlmt::cuda
 
 #endif

@@ -11,6 +11,8 @@ Function minmax_function(const Step& step) {
             return step.aligned ? bounds<true> : bounds<false>;
         case Kernel::minmax_small:
             return step.aligned ? minmax_small<true> : minmax_small<false>;
+        case Kernel::minmax_cluster:
+            return minmax_cluster;
         case Kernel::minmax_general:
             return minmax_general;
         case Kernel::minmax:

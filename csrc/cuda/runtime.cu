@@ -123,11 +123,30 @@ void launch(const std::vector<Step>& steps, uintptr_t stream) {
     for (const Step& step : steps) {
         Args args = step.args;
         void* arguments[] = {&args};
-        const cudaError_t error =
-            cudaLaunchKernel(reinterpret_cast<const void*>(function_of(step)), dim3(step.grid_x, step.grid_y),
-                             dim3(step.threads), arguments, step.shared_bytes, reinterpret_cast<cudaStream_t>(stream));
-        check(error, name_of(step.kernel));
+        cudaLaunchConfig_t configuration = {};
+        configuration.gridDim = dim3(step.grid_x, step.grid_y);
+        configuration.blockDim = dim3(step.threads);
+        configuration.dynamicSmemBytes = step.shared_bytes;
+        configuration.stream = reinterpret_cast<cudaStream_t>(stream);
+        cudaLaunchAttribute cluster = {};
+        cluster.id = cudaLaunchAttributeClusterDimension;
+        cluster.val.clusterDim.x = step.cluster, cluster.val.clusterDim.y = 1, cluster.val.clusterDim.z = 1;
+        configuration.attrs = &cluster;
+        configuration.numAttrs = step.cluster > 1 ? 1 : 0;
+        check(cudaLaunchKernelExC(&configuration, reinterpret_cast<const void*>(function_of(step)), arguments),
+              name_of(step.kernel));
     }
+}
+
+// Lets `minmax_cluster` have more shared memory than every kernel has, on the current device.
+void allow_shared_memory(const Device& facts) {
+    if (facts.capability < 90) return;
+    constexpr int kMost = 96 << 10;  // schedule.cpp asks for less
+    Step step;
+    step.kernel = Kernel::minmax_cluster;
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(function_of(step)),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize, kMost),
+          "minmax_cluster (cudaFuncSetAttribute)");
 }
 
 }  // namespace
@@ -168,6 +187,7 @@ Resident::Resident(std::shared_ptr<const PlanKey> plan, int device)
         throw std::runtime_error("dlmt_fast._cuda: device " + std::to_string(device_) +
                                  " is older than compute capability 8.0, which the kernels need");
     }
+    allow_shared_memory(facts_);
     cudaStreamCaptureStatus capturing = cudaStreamCaptureStatusNone;
     check(cudaStreamIsCapturing(cudaStreamLegacy, &capturing), "the key");
     check(cudaMalloc(&memory_, plan_->block.size()), "the key (cudaMalloc)");

@@ -14,6 +14,7 @@ constexpr int64_t kThreadsAtOnce[2] = {448, 896};  // a multiprocessor's, by `al
 constexpr int64_t kMostThreads = 224;
 constexpr int64_t kRegisters = 65536;
 constexpr int64_t kSmallRegisters[2] = {128, 80};  // of `minmax_small`, by `aligned`
+constexpr int64_t kClusterRegisters = 104;
 constexpr int64_t kSmallThreads[2] = {512, 768};
 
 int64_t ceil_div(int64_t x, int64_t y) { return (x + y - 1) / y; }
@@ -126,6 +127,27 @@ Step small_step(const Args& args, bool aligned, const Device& device) {
     return step;
 }
 
+bool fits_cluster(const Args& args, bool aligned, const Device& device) {
+    return aligned && device.capability >= 90 && device.multiprocessors >= kClusterBlocks &&
+           args.length <= int64_t{16} * kClusterBlocks * kClusterThreads * kClusterChunks;
+}
+
+Step cluster_step(const Args& args, const Device& device) {
+    constexpr int64_t kMemory = 224 << 10;  // shared, of a multiprocessor
+    const int64_t chunks = ceil_div(args.length / 16, kClusterBlocks);
+    Step step;
+    step.kernel = Kernel::minmax_cluster, step.args = args;
+    step.cluster = kClusterBlocks;
+    step.threads = static_cast<uint32_t>(round_up(ceil_div(chunks, kClusterChunks), 32));
+    const int64_t warps = step.threads / 32 * kClusterBlocks;
+    const int64_t bytes = kClusterRing * (8 + 8 * warps + 16 * kClusterChunks * int64_t{step.threads});
+    const int64_t each = std::min(kRegisters / (kClusterRegisters * step.threads), kMemory / (bytes + 1024));
+    const int64_t clusters = std::max<int64_t>(1, device.multiprocessors * each / kClusterBlocks / args.planes);
+    step.grid_x = static_cast<uint32_t>(std::min<int64_t>(clusters, args.rows) * args.planes * kClusterBlocks);
+    step.shared_bytes = static_cast<uint32_t>(bytes);
+    return step;
+}
+
 void minmax_steps(const Shape& shape, const Layout& layout, const DeviceKey& key, const Call& call,
                   const Device& device, std::vector<Step>& steps) {
     Args args = arguments(shape, key, call);
@@ -146,6 +168,10 @@ void minmax_steps(const Shape& shape, const Layout& layout, const DeviceKey& key
         steps.push_back(small_step(args, aligned, device));
         return;
     }
+    if (shape.dtype == Dtype::uint8 && fits_cluster(args, aligned, device)) {
+        steps.push_back(cluster_step(args, device));
+        return;
+    }
     Step clear;
     clear.kernel = Kernel::clear_bounds, clear.args = args;
     clear.grid_x = static_cast<uint32_t>(
@@ -158,8 +184,9 @@ void minmax_steps(const Shape& shape, const Layout& layout, const DeviceKey& key
 }  // namespace
 
 const char* name_of(Kernel kernel) {
-    constexpr const char* names[] = {"range",  "none",         "unit",           "clear_bounds", "bounds",
-                                     "minmax", "minmax_small", "minmax_general", "inverse",      "copy"};
+    constexpr const char* names[] = {"range",          "none",    "unit",         "clear_bounds",
+                                     "bounds",         "minmax",  "minmax_small", "minmax_cluster",
+                                     "minmax_general", "inverse", "copy"};
     return names[static_cast<int>(kernel)];
 }
 
@@ -178,6 +205,8 @@ int32_t images_in_flight(const Step& step) {
             return 4;
         case Kernel::minmax_small:
             return 2;
+        case Kernel::minmax_cluster:
+            return kClusterRing - 1;
         default:
             return 1;
     }

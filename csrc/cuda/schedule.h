@@ -16,12 +16,20 @@ enum class Kernel : uint8_t {
     bounds,
     minmax,
     minmax_small,
+    minmax_cluster,
     minmax_general,
     inverse,
     copy,
 };
 
 const char* name_of(Kernel kernel);
+
+// `minmax_cluster`: blocks of a cluster (as many as every device has that knows clusters), their most threads, chunks
+// of 16 positions a thread, and images under way.
+constexpr int kClusterBlocks = 8;
+constexpr int kClusterThreads = 608;
+constexpr int kClusterChunks = 2;
+constexpr int kClusterRing = 4;
 
 struct Device {
     int32_t capability = 90;  // 10 * major + minor

@@ -36,6 +36,13 @@ bool may_store(const void* at, size_t bytes);
 bool may_change(const void* at, size_t bytes);  // an atomic operation, which may come again
 
 void barrier();
+void cluster_barrier();
+uint32_t cluster_rank();
+void* in_block(void* here, uint32_t rank);  // the same place in another block of the cluster
+void wait_for_phase(const void* gate_phase, uint32_t parity);
+void copy_later(void* to, const void* from);
+void close_group();
+void finish_groups(int later);
 // The values that the 32 lanes of this warp brought to their next common operation, `kind` of them.
 const uint32_t* together(char kind, uint32_t own);
 
@@ -98,6 +105,41 @@ DLMT_DEVICE void global_min(T* at, T x) {
 template <class T>
 DLMT_DEVICE void global_max(T* at, T x) {
     if (machine::may_change(at, sizeof(T))) *at = max(*at, x);
+}
+
+// A copy is made when it is waited for, and no earlier.
+DLMT_DEVICE void copy_async(void* to, const void* from) { machine::copy_later(to, from); }
+DLMT_DEVICE void close_group() { machine::close_group(); }
+template <int kLater>
+DLMT_DEVICE void wait_for_groups() {
+    machine::finish_groups(kLater);
+}
+
+struct alignas(8) Gate {
+    uint16_t phase, arrivals;
+    int32_t bytes;
+};
+
+DLMT_DEVICE void pass(Gate* gate) {
+    if (gate->arrivals != 0 || gate->bytes != 0) return;
+    ++gate->phase;
+    gate->arrivals = 1;
+}
+DLMT_DEVICE uint32_t cluster_rank() { return machine::cluster_rank(); }
+DLMT_DEVICE void cluster_barrier() { machine::cluster_barrier(); }
+DLMT_DEVICE void open_gate(Gate* gate) { *gate = {0, 1, 0}; }
+DLMT_DEVICE void expect(Gate* gate, uint32_t bytes) {
+    gate->bytes += static_cast<int32_t>(bytes);
+    --gate->arrivals;
+    pass(gate);
+}
+DLMT_DEVICE void wait_at(Gate* gate, uint32_t parity) { machine::wait_for_phase(&gate->phase, parity); }
+DLMT_DEVICE void send(void* to, Gate* gate, uint32_t rank, int32_t low, int32_t high) {
+    const int32_t words[2] = {low, high};
+    __builtin_memcpy(machine::in_block(to, rank), words, sizeof words);
+    auto* there = static_cast<Gate*>(machine::in_block(gate, rank));
+    there->bytes -= 8;
+    pass(there);
 }
 
 DLMT_DEVICE uint32_t funnel(uint32_t low, uint32_t high, uint32_t shift) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <deque>
 #include <memory>
 #include <numeric>
 #include <random>
@@ -45,22 +46,43 @@ struct Warp {
     uint64_t complete = 0;  // common operations that all lanes have come to
 };
 
+struct Copy {
+    void* to;
+    const void* from;
+};
+
 struct Fiber {
     ucontext_t context;
     std::unique_ptr<char[]> stack;
     uint32_t thread = 0;
+    uint32_t rank = 0;  // of its block in the cluster
+    uint32_t warp = 0;  // in the cluster
+    std::deque<std::vector<Copy>> groups;
+    std::vector<Copy> open_group;
+    const uint16_t* phase = nullptr;  // what it waits for
+    uint32_t parity = 0;
     bool done = true;
     uint64_t operations = 0;  // common operations and barriers that it has come to
-    uint64_t barriers = 0;
-    enum { running, at_warp, at_barrier } waits = running;
+    uint64_t barriers = 0, cluster_barriers = 0;
+    enum { running, at_warp, at_barrier, at_cluster, at_gate } waits = running;
 #if defined(__SANITIZE_ADDRESS__)
     void* fake_stack = nullptr;
 #endif
 };
 
-struct Block {
+// A block's part of a cluster.
+struct Member {
+    std::vector<Words4> memory;
+    uint32_t at_barrier = 0;
+    uint64_t barriers = 0;
+};
+
+// What runs together: the blocks of a cluster, most often one.
+struct Cluster {
     std::vector<Fiber> fibers;
     std::vector<Warp> warps;
+    std::vector<Member> members;
+    uint32_t first_block = 0;
     uint32_t at_barrier = 0;
     uint64_t barriers = 0;
     Fiber* current = nullptr;
@@ -89,6 +111,8 @@ void leave(bool for_good) {
 void enter(Fiber& fiber) {
     block.current = &fiber;
     position.thread = fiber.thread;
+    position.block_x = block.first_block + fiber.rank;
+    shared = block.members[fiber.rank].memory.data();
     fiber.waits = Fiber::running;
 #if defined(__SANITIZE_ADDRESS__)
     __sanitizer_start_switch_fiber(&block.fake_stack, fiber.stack.get(), kStack);
@@ -110,15 +134,28 @@ void body() {
 
 bool may_run(const Fiber& fiber) {
     if (fiber.done) return false;
-    if (fiber.waits == Fiber::at_warp) return block.warps[fiber.thread / 32].complete >= fiber.operations;
-    return fiber.waits != Fiber::at_barrier || block.barriers >= fiber.barriers;
+    switch (fiber.waits) {
+        case Fiber::at_warp:
+            return block.warps[fiber.warp].complete >= fiber.operations;
+        case Fiber::at_barrier:
+            return block.members[fiber.rank].barriers >= fiber.barriers;
+        case Fiber::at_cluster:
+            return block.barriers >= fiber.cluster_barriers;
+        case Fiber::at_gate:
+            return *fiber.phase % 2 != fiber.parity;
+        default:
+            return true;
+    }
 }
 
-void start(Fiber& fiber, uint32_t thread) {
-    const bool fresh = fiber.stack == nullptr;
-    if (fresh) fiber.stack = std::make_unique<char[]>(kStack);
-    fiber.thread = thread, fiber.done = false, fiber.waits = Fiber::running;
-    fiber.operations = fiber.barriers = 0;
+void start(Fiber& fiber, uint32_t rank, uint32_t thread) {
+    if (fiber.stack == nullptr) fiber.stack = std::make_unique<char[]>(kStack);
+    fiber.rank = rank, fiber.thread = thread;
+    fiber.warp = (rank * position.threads + thread) / 32;
+    fiber.done = false, fiber.waits = Fiber::running;
+    fiber.operations = fiber.barriers = fiber.cluster_barriers = 0;
+    fiber.groups.clear();
+    fiber.open_group.clear();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.get();
     fiber.context.uc_stack.ss_size = kStack;
@@ -126,20 +163,23 @@ void start(Fiber& fiber, uint32_t thread) {
     makecontext(&fiber.context, body, 0);
 }
 
-void run_block(const Step& step, std::vector<uint32_t>& order) {
-    block.warps.assign(step.threads / 32, Warp());
+// `hesitant`: now and then a thread does not go on though it could, so that others get ahead.
+void run_cluster(const Step& step, const std::vector<uint32_t>& order, bool hesitant, std::mt19937& random) {
+    const size_t all = size_t{step.threads} * step.cluster;
+    block.warps.assign(all / 32, Warp());
     block.at_barrier = 0, block.barriers = 0;
-    if (block.fibers.size() < step.threads) block.fibers.resize(step.threads);
-    for (uint32_t i = 0; i < step.threads; ++i) start(block.fibers[i], i);
-    for (size_t left = step.threads; left > 0;) {
-        bool moved = false;
+    if (block.fibers.size() < all) block.fibers.resize(all);
+    for (uint32_t i = 0; i < all; ++i) start(block.fibers[i], i / step.threads, i % step.threads);
+    for (size_t left = all; left > 0;) {
+        bool could = false;
         for (const uint32_t i : order) {
             if (!may_run(block.fibers[i])) continue;
+            could = true;
+            if (hesitant && random() % 4 == 0) continue;
             enter(block.fibers[i]);
-            moved = true;
             left -= block.fibers[i].done;
         }
-        if (!moved) return complain("a barrier or common operation that not all come to, met");
+        if (!could) return complain("a barrier or common operation that not all come to, met");
     }
 }
 
@@ -186,21 +226,69 @@ bool may_store(const void* at, size_t bytes) {
 
 void barrier() {
     Fiber& own = *block.current;
+    Member& member = block.members[own.rank];
     ++own.barriers;
-    if (++block.at_barrier == position.threads) {
-        block.at_barrier = 0;
-        ++block.barriers;
+    if (++member.at_barrier == position.threads) {
+        member.at_barrier = 0;
+        ++member.barriers;
         return;
     }
-    while (block.barriers < own.barriers) {
+    while (member.barriers < own.barriers) {
         own.waits = Fiber::at_barrier;
         leave(false);
     }
 }
 
+void cluster_barrier() {
+    Fiber& own = *block.current;
+    ++own.cluster_barriers;
+    if (++block.at_barrier == position.threads * block.members.size()) {
+        block.at_barrier = 0;
+        ++block.barriers;
+        return;
+    }
+    while (block.barriers < own.cluster_barriers) {
+        own.waits = Fiber::at_cluster;
+        leave(false);
+    }
+}
+
+uint32_t cluster_rank() { return block.current->rank; }
+
+void* in_block(void* here, uint32_t rank) {
+    const auto offset = static_cast<char*>(here) - static_cast<char*>(shared);
+    return reinterpret_cast<char*>(block.members.at(rank).memory.data()) + offset;
+}
+
+void wait_for_phase(const void* gate_phase, uint32_t parity) {
+    Fiber& own = *block.current;
+    own.phase = static_cast<const uint16_t*>(gate_phase), own.parity = parity;
+    while (*own.phase % 2 == parity) {
+        own.waits = Fiber::at_gate;
+        leave(false);
+    }
+}
+
+void copy_later(void* to, const void* from) { block.current->open_group.push_back({to, from}); }
+
+void close_group() {
+    Fiber& own = *block.current;
+    own.groups.push_back(std::move(own.open_group));
+    own.open_group.clear();
+}
+
+void finish_groups(int later) {
+    Fiber& own = *block.current;
+    for (; own.groups.size() > static_cast<size_t>(later); own.groups.pop_front()) {
+        for (const Copy& copy : own.groups.front()) {
+            if (may_load(copy.from, sizeof(Words4))) std::memcpy(copy.to, copy.from, sizeof(Words4));
+        }
+    }
+}
+
 const uint32_t* together(char kind, uint32_t value) {
     Fiber& own = *block.current;
-    Warp& warp = block.warps[own.thread / 32];
+    Warp& warp = block.warps[own.warp];
     const size_t slot = own.operations++ % 2;
     if (warp.arrived[slot] != 0 && warp.kind[slot] != kind) complain("different common operations in one warp, begun");
     warp.kind[slot] = kind;
@@ -238,31 +326,34 @@ void run(const Step& step, Function function, uint32_t seed, int32_t last_blocks
     constexpr size_t kGuard = 64;
     constexpr unsigned char kFill = 0xA5;
     std::mt19937 random(seed);
-    const uint64_t all = uint64_t{step.grid_x} * step.grid_y;
+    if (step.grid_x % step.cluster != 0) complain("a grid that is no whole number of clusters, run");
+    const uint64_t all = uint64_t{step.grid_x} * step.grid_y / step.cluster;
     const uint64_t count = last_blocks == 0 ? all : std::min<uint64_t>(all, static_cast<uint64_t>(last_blocks));
-    std::vector<uint64_t> blocks(count);
-    std::iota(blocks.begin(), blocks.end(), all - count);
-    std::shuffle(blocks.begin(), blocks.end(), random);
-    std::vector<uint32_t> order(step.threads);
+    std::vector<uint64_t> clusters(count);
+    std::iota(clusters.begin(), clusters.end(), all - count);
+    std::shuffle(clusters.begin(), clusters.end(), random);
+    std::vector<uint32_t> order(size_t{step.threads} * step.cluster);
     std::iota(order.begin(), order.end(), 0);
     if (seed % 2 == 1) std::reverse(order.begin(), order.end());
     const size_t words = (step.shared_bytes + 15) / 16 + kGuard / 16;
-    std::vector<Words4> memory(words);
-    shared = memory.data();
+    block.members.resize(step.cluster);
+    for (Member& member : block.members) member.memory.resize(words);
     block.function = function;
     block.args = &step.args;
     position = {0, step.threads, 0, 0, step.grid_x, step.grid_y};
     if (step.threads % 32 != 0) complain("a block that is no whole number of warps, run");
-    for (const uint64_t index : blocks) {
-        std::memset(shared, kFill, 16 * words);
-        position.block_x = static_cast<uint32_t>(index % step.grid_x);
-        position.block_y = static_cast<uint32_t>(index / step.grid_x);
-        run_block(step, order);
-        const auto* bytes = static_cast<const unsigned char*>(shared);
-        for (size_t i = step.shared_bytes; i < 16 * words; ++i) {
-            if (bytes[i] != kFill) {
+    for (const uint64_t index : clusters) {
+        for (Member& member : block.members) {
+            std::memset(static_cast<void*>(member.memory.data()), kFill, 16 * words);
+            member.at_barrier = 0, member.barriers = 0;
+        }
+        block.first_block = static_cast<uint32_t>(index * step.cluster % step.grid_x);
+        position.block_y = static_cast<uint32_t>(index * step.cluster / step.grid_x);
+        run_cluster(step, order, seed % 3 == 2, random);
+        for (const Member& member : block.members) {
+            const auto* bytes = reinterpret_cast<const unsigned char*>(member.memory.data());
+            if (std::any_of(bytes + step.shared_bytes, bytes + 16 * words, [](auto byte) { return byte != kFill; })) {
                 complain("a store past the end of shared memory");
-                break;
             }
         }
         if (found.size() == kComplaints) return;
