@@ -138,11 +138,14 @@ def test_a_store_takes_no_key(run: Run, words: tuple[object, ...], named: str) -
     assert f"transformed already: leave {named} out" in done.err
 
 
-@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork:DeprecationWarning")
-def test_ctrl_c_leaves_a_checkpoint_and_the_run_goes_on(run: Run) -> None:
-    """A terminal sends SIGINT to the command and its workers alike."""
+@pytest.mark.parametrize("start", ["fork", "spawn"])
+def test_ctrl_c_leaves_a_checkpoint_and_the_run_goes_on(run: Run, start: str) -> None:
+    """A terminal sends SIGINT to the command and its workers alike; a spawned one has Python's own handlers."""
     words = [*ON_THE_FLY, "--batch-size", 50, "--key", "k", "--workers", 1, "--epochs"]
-    command = [sys.executable, "-m", "dlmt_fast.cli", *map(str, words), "100000"]
+    program = (
+        "import multiprocessing, sys; multiprocessing.set_start_method(sys.argv.pop(1)); from dlmt_fast import cli"
+    )
+    command = [sys.executable, "-c", f"{program}; cli.main()", start, *map(str, words), "100000"]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

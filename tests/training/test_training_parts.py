@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -83,12 +85,17 @@ def test_any_number_of_workers_gives_the_same_bits(split: MakeSplit, key: dlmt.K
     assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
 
 
-def test_spawned_workers_too(split: MakeSplit, key: dlmt.Key) -> None:
+def test_spawned_workers_too_and_they_outlive_ctrl_c(split: MakeSplit, key: dlmt.Key) -> None:
+    """A terminal's SIGINT reaches them as well, and the run may still wait for their next batch."""
     batches = Batches(split(20, (1, 9, 10)), Encrypt(key, SCHEME), "crop", seed=2)
-    there = loader(batches, in_order(20, 10), 1, pin=False)
+    here, there = (loader(batches, in_order(20, 2), workers, pin=False) for workers in (0, 1))
     there.multiprocessing_context = multiprocessing.get_context("spawn")
-    here = loader(batches, in_order(20, 10), 0, pin=False)
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(here, there, strict=True))
+    alone, together = list(here), iter(there)
+    found = [next(together)]
+    os.kill(together._workers[0].pid, signal.SIGINT)
+    found += together
+    assert len(found) == len(alone) == 10
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(alone, found, strict=True))
 
 
 # --- augmentation ----------------------------------------------------------------------------------------------------

@@ -20,7 +20,18 @@ import dlmt_fast as dlmt
 from dlmt_fast import functional
 from dlmt_fast.checking import CheckError
 from dlmt_fast.errors import BackendError, StoreDamagedError, UsageError
-from dlmt_fast.training import Data, ResNet18, Split, TrainingStopped, TrainOptions, load_data, setup, train
+from dlmt_fast.training import (
+    Data,
+    FiveConvNet,
+    ResNet18,
+    Split,
+    TrainingStopped,
+    TrainOptions,
+    load_data,
+    setup,
+    train,
+)
+from dlmt_fast.training.inputs import Measured, Standardize
 from dlmt_fast.training.loop import DivergedError
 from dlmt_fast.training.stop import StopRequest
 
@@ -111,6 +122,12 @@ def test_a_run_leaves_torch_as_it_was(data: Data, tmp_path: Path) -> None:
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_the_seed_chooses_the_calls_to_check(data: Data, key: dlmt.Key) -> None:
+    transform = setup.make_transform(data, TrainOptions(seed=9, check=0.5), key, SCHEME)
+    assert transform is not None
+    assert (transform._checker.seed, transform._checker.share) == (9, 0.5)
+
+
 def test_a_fault_of_the_backend_ends_the_run(
     data: Data, key: dlmt.Key, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -159,6 +176,18 @@ def test_log_curve_and_checkpoint(data: Data, key: dlmt.Key, tmp_path: Path) -> 
         "log.csv",
         "log.json",
     ]
+
+
+def test_the_logs_test_figures_are_those_of_the_saved_network(data: Data, tmp_path: Path) -> None:
+    facts = train(data, tmp_path / "a", TrainOptions(epochs=1))
+    network = FiveConvNet()
+    network.load_state_dict(saved(tmp_path / "a")["network"])
+    measured = Measured(tuple(facts["data"]["mean"]), tuple(facts["data"]["std"]), "")
+    with torch.inference_mode():
+        logits = network.eval()(Standardize(measured, torch.device("cpu"))(data.test.images))
+    loss = torch.nn.functional.cross_entropy(logits, data.test.labels).item()
+    assert facts["epochs"][0]["test_loss"] == pytest.approx(loss, rel=1e-5)
+    assert facts["result"]["accuracy"] == (logits.argmax(1) == data.test.labels).double().mean().item()
 
 
 def test_nothing_that_a_run_leaves_or_says_holds_the_secret(
