@@ -13,6 +13,7 @@ import numpy as np
 
 from .errors import BackendError, InputTypeError, missing
 from .functional import encrypt
+from .hidden import is_array_of_images
 from .keys import Key, SecretHolder
 from .plans import Plans
 from .schemes import DLMT
@@ -71,7 +72,7 @@ class Encrypt(SecretHolder, A.ImageOnlyTransform):  # type: ignore[misc]
                 "transformed; images stand under image, images, volume or volumes, or under additional_targets="
             )
         for name, value in data.items():
-            if name not in self._key2func and name not in self._others and _is_image(value):
+            if name not in self._key2func and name not in self._others and is_array_of_images(value):
                 raise InputTypeError(
                     f"{name!r} holds an image, uint8 {value.shape}, which would be left as it is; name it in "
                     f'A.Compose(..., additional_targets={{{name!r}: "image"}}), or "mask" where it is one'
@@ -117,15 +118,6 @@ class Encrypt(SecretHolder, A.ImageOnlyTransform):  # type: ignore[misc]
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._plans!r})"
-
-
-def _is_image(value: Any) -> bool:
-    return (
-        isinstance(value, np.ndarray)
-        and value.dtype == np.uint8
-        and value.ndim in (3, 4)
-        and not {value.shape[-1], value.shape[-3]}.isdisjoint({1, 3})
-    )
 
 
 __all__ = ["Encrypt"]

@@ -13,13 +13,13 @@ from .checking import Checker, Report
 from .direct import torch_looks_on
 from .errors import InputTypeError, ParameterError, missing, refuse_export
 from .functional import decrypt, encrypt
+from .hidden import is_array_of_images, is_image_file
 from .keys import Key, SecretHolder, export_is_allowed
 from .plans import Plans
 from .schemes import DLMT, Plan
 from .schemes.plan import DTypeLike, Scalars
 
 try:
-    import numpy as np
     import PIL.Image
     import torch
     from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -32,7 +32,6 @@ except ImportError as error:
     raise missing(error.name or "torchvision", "dlmt_fast.transforms", "torch") from error
 
 _PIL_MODES = ("L", "RGB")
-_FILE_STARTS = (b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF8", b"II*\0", b"MM\0*")  # JPEG, PNG, GIF, TIFF
 
 
 class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
@@ -145,21 +144,20 @@ class _KeyTransform(SecretHolder, v2.Transform):  # type: ignore[misc]
 
 def _refuse_hidden_image(leaf: Any) -> None:
     """Raise for what holds an image in a form that would be left as it is."""
-    if isinstance(leaf, (bytes, bytearray)):
-        if leaf.startswith(_FILE_STARTS) or (leaf[:4] == b"RIFF" and leaf[8:12] == b"WEBP"):
-            raise InputTypeError("the sample holds an encoded image, which would be left as it is; decode it first")
-    elif isinstance(leaf, np.ndarray):
-        if leaf.dtype == np.uint8 and leaf.ndim in (3, 4) and {leaf.shape[-3], leaf.shape[-1]} & {1, 3}:
-            raise InputTypeError(
-                f"the sample holds a NumPy image, uint8 {leaf.shape}, which would be left as it is; make it a tensor "
-                "with v2.ToImage(), or name the images with transform_inputs="
-            )
-    elif isinstance(leaf, torch.Tensor) and not isinstance(leaf, tv_tensors.TVTensor):  # noqa: SIM102
-        if leaf.dtype == torch.uint8 and leaf.ndim in (3, 4) and leaf.shape[-1] in (1, 3):
-            raise InputTypeError(
-                f"the sample holds a uint8 tensor {tuple(leaf.shape)}, channels last, which would be left as it is; "
-                "permute it to (C, H, W), wrap it as tv_tensors.Mask, or name the images with transform_inputs="
-            )
+    if is_image_file(leaf):
+        raise InputTypeError("the sample holds an encoded image, which would be left as it is; decode it first")
+    if is_array_of_images(leaf):
+        raise InputTypeError(
+            f"the sample holds a NumPy image, uint8 {leaf.shape}, which would be left as it is; make it a tensor with "
+            "v2.ToImage(), or name the images with transform_inputs="
+        )
+    if not isinstance(leaf, torch.Tensor) or isinstance(leaf, tv_tensors.TVTensor):
+        return
+    if leaf.dtype == torch.uint8 and leaf.ndim in (3, 4) and leaf.shape[-1] in (1, 3):
+        raise InputTypeError(
+            f"the sample holds a uint8 tensor {tuple(leaf.shape)}, channels last, which would be left as it is; "
+            "permute it to (C, H, W), wrap it as tv_tensors.Mask, or name the images with transform_inputs="
+        )
 
 
 def _checked_choice(

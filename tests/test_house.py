@@ -48,6 +48,7 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.pinned": "transforms",
     "dlmt_fast.albumentations": "transforms",
     "dlmt_fast.plans": "transforms",
+    "dlmt_fast.hidden": "transforms",
     "dlmt_fast.pipeline": "pipeline",
     "dlmt_fast.pipeline.": "pipeline",
     "dlmt_fast.training": "tools",
