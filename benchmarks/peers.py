@@ -51,6 +51,9 @@ def torch_compile(plan: Plan, images: Images, threads: int) -> Iterator[Contende
     scale, shift = (torch.from_numpy(a) for a in _folded(plan, *_matrices(plan)))
     unit, to_uint8, per_image = _unit(plan), plan.dtype == "uint8", plan.normalize == "minmax"
 
+    torch._dynamo.reset()  # else the workloads before count as recompilations, and after eight of them it runs eagerly
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
     @torch.compile(dynamic=False)
     def fused(x: Any, scale: Any, shift: Any) -> Any:
         v = x * scale + shift
@@ -145,9 +148,14 @@ def opencv(plan: Plan, images: Images, threads: int) -> Iterator[Contender]:
 
 
 def albucore(plan: Plan, images: Images, threads: int) -> Iterator[Contender]:
-    """albucore's own multiply and add with matrices, image by image; its uint8 results would saturate, so floats."""
+    """albucore's multiply and add with matrices, image by image; its uint8 results would saturate, so floats.
+
+    Versions that clip floats to 0..1 in their first-choice functions have the same without clipping, through OpenCV.
+    """
     import albucore as alb
 
+    multiply = getattr(alb, "multiply_opencv", None) or alb.multiply_by_array
+    add = getattr(alb, "add_opencv", None) or alb.add_array
     if plan.normalize == "minmax" or threads > 1:
         return
     scale, shift = (np.ascontiguousarray(a.transpose(1, 2, 0)) for a in _folded(plan, *_matrices(plan)))
@@ -156,7 +164,7 @@ def albucore(plan: Plan, images: Images, threads: int) -> Iterator[Contender]:
 
     def call() -> None:
         for i, image in enumerate(x):
-            y = alb.add_array(alb.multiply_by_array(image.astype(np.float32), scale), shift)
+            y = add(multiply(image.astype(np.float32), scale), shift)
             out[i] = np.rint(y) if plan.dtype == "uint8" else y
 
     yield Contender("albucore", "peer", call, lambda: out.transpose(0, 3, 1, 2), "1 level")
