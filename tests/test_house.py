@@ -237,9 +237,9 @@ def public_objects(module: ModuleType) -> Iterator[tuple[str, object]]:
 IN_THE_CLASS = {"Plan.exact", "Plan.worst_error", "Encrypt.forward", "Decrypt.forward"}
 
 
-@pytest.mark.parametrize("name", ["dlmt_fast", "dlmt_fast.backends", "dlmt_fast.transforms"])
+@pytest.mark.parametrize("name", ["dlmt_fast", "dlmt_fast.backends", "dlmt_fast.transforms", "dlmt_fast.training"])
 def test_public_names_have_docstrings(name: str) -> None:
-    if name.endswith("transforms"):
+    if name.endswith(("transforms", "training")):
         pytest.importorskip("torchvision")
     module = importlib.import_module(name)
     assert module.__doc__
