@@ -310,7 +310,7 @@ def test_larger_images(machine: Machine, shape: tuple[int, int, int], normalize:
 )
 def test_clusters(machine: Machine, shape: tuple[int, int, int], n: int) -> None:
     """Images shared by eight blocks, up to the largest that fits and rows that fill none of the blocks evenly; enough
-    of them for every place of the ring to be used several times over. Threads hesitate in one run of three."""
+    of them for every place of the ring to be used several times over. Warps hesitate in two runs of three."""
     for multiprocessors, scheme in ((8, MIXED), (8, LARGE), (17, MIXED), (40, MIXED)):
         k = coefficients(shape, "CHW", "minmax", "uint8", scheme)
         assert "minmax_cluster" in compare(machine, k, n, multiprocessors=multiprocessors)

@@ -1,8 +1,11 @@
 #include "minmax.cuh"
 
+#include "cluster.cuh"
+#include "general.cuh"
 #include "kernels.h"
 
 namespace dlmt::cuda {
+
 Function minmax_function(const Step& step) {
     switch (step.kernel) {
         case Kernel::clear_bounds:

@@ -163,19 +163,23 @@ void start(Fiber& fiber, uint32_t rank, uint32_t thread) {
     makecontext(&fiber.context, body, 0);
 }
 
-// `hesitant`: now and then a thread does not go on though it could, so that others get ahead.
+// `hesitant`: warps do not always go on though they could, one of them hardly ever, so that others get ahead.
 void run_cluster(const Step& step, const std::vector<uint32_t>& order, bool hesitant, std::mt19937& random) {
     const size_t all = size_t{step.threads} * step.cluster;
     block.warps.assign(all / 32, Warp());
     block.at_barrier = 0, block.barriers = 0;
     if (block.fibers.size() < all) block.fibers.resize(all);
     for (uint32_t i = 0; i < all; ++i) start(block.fibers[i], i / step.threads, i % step.threads);
+    const size_t slow = random() % block.warps.size();
+    std::vector<char> waits(block.warps.size(), 0);
     for (size_t left = all; left > 0;) {
+        for (size_t warp = 0; hesitant && warp < waits.size(); ++warp)
+            waits[warp] = random() % (warp == slow ? 16 : 2) != 0;
         bool could = false;
         for (const uint32_t i : order) {
             if (!may_run(block.fibers[i])) continue;
             could = true;
-            if (hesitant && random() % 4 == 0) continue;
+            if (waits[block.fibers[i].warp] != 0) continue;
             enter(block.fibers[i]);
             left -= block.fibers[i].done;
         }
@@ -349,7 +353,7 @@ void run(const Step& step, Function function, uint32_t seed, int32_t last_blocks
         }
         block.first_block = static_cast<uint32_t>(index * step.cluster % step.grid_x);
         position.block_y = static_cast<uint32_t>(index * step.cluster / step.grid_x);
-        run_cluster(step, order, seed % 3 == 2, random);
+        run_cluster(step, order, seed % 3 != 0, random);
         for (const Member& member : block.members) {
             const auto* bytes = reinterpret_cast<const unsigned char*>(member.memory.data());
             if (std::any_of(bytes + step.shared_bytes, bytes + 16 * words, [](auto byte) { return byte != kFill; })) {
