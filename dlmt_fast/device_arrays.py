@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .arrays import LAYOUTS, check_shape, is_tensor
-from .errors import InputTypeError, ParameterError, missing, wrong_dtype
+from .errors import BackendError, InputTypeError, ParameterError, missing, wrong_dtype
 from .schemes.plan import Plan
 
 _DLPACK_CUDA = (2, 13)  # kDLCUDA, kDLCUDAManaged
@@ -256,7 +256,7 @@ def borrowed(value: Any, written: bool = False) -> Any:
     for the stream that the interface names, as version 3 asks of consumers.
 
     Raises:
-        BackendError: torch is not installed.
+        BackendError: torch is not installed, or would copy the array to its current device.
         InputTypeError: `written` is set, and the array is read-only.
     """
     try:
@@ -269,6 +269,11 @@ def borrowed(value: Any, written: bool = False) -> Any:
     if hasattr(value, "__dlpack__"):
         return torch.utils.dlpack.from_dlpack(value)
     tensor = torch.as_tensor(value, device="cuda")
+    if tensor.numel() and interface is not None and tensor.data_ptr() != interface["data"][0]:
+        raise BackendError(
+            f"a {type(value).__module__}.{type(value).__qualname__} on another device than torch's current one, "
+            f"{tensor.device}, would be copied; select its device with torch.cuda.set_device"
+        )
     stream = interface["stream"] if interface is not None and "stream" in interface else None
     if stream in (1, 2):  # the two default streams, for which torch has no name
         torch.cuda.synchronize(tensor.device)

@@ -69,11 +69,11 @@ def decrypt(images: Any, plan: Plan, bounds: Any, out: Any, layout: str, backend
     if source.count == 0:
         return target.array
     order, dense = _dense(source, target)
-    bad = library.empty((1,), (0,), "int64", images)
+    read, bad = source.staged(order), library.empty((1,), (0,), "int64", images)  # kept until the work is queued
     pointer = library.pointer(pairs) if pairs is not None else 0
     module.affine_inverse(
         plan.coefficients(order),
-        source.staged(order).pointer,
+        read.pointer,
         pointer,
         dense.pointer,
         library.pointer(bad),

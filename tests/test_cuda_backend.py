@@ -10,6 +10,7 @@ import itertools
 import json
 import sys
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import dlmt_fast as dlmt
 from dlmt_fast import functional, info
 from dlmt_fast.checking import Checker, CheckError, checked
+from dlmt_fast.device_arrays import DeviceImages
 from dlmt_fast.errors import BackendError, DecryptError, InputShapeError, InputTypeError, ParameterError
 
 
@@ -191,7 +193,6 @@ def test_a_plan_is_uploaded_once_whoever_comes(key: dlmt.Key, module: Any) -> No
 def test_what_a_device_holds_goes_with_the_plan(key: dlmt.Key, module: Any) -> None:
     import copy
     import gc
-    import weakref
 
     from dlmt_fast.backends import cuda
 
@@ -372,6 +373,31 @@ def test_inputs_that_will_not_do(key: dlmt.Key, gpu: Any) -> None:
         dlmt.decrypt(gpu._adopt(gpu.off(y).requires_grad_(), 0), plan)
     with pytest.raises(InputTypeError, match="resolve_neg"):
         dlmt.decrypt(gpu._adopt(torch._neg_view(y), 0), plan)
+
+
+def test_staged_copies_live_until_the_work_is_queued(key: dlmt.Key, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else another thread could be given their memory before the kernel reads it."""
+    plan = SCHEME.plan(key, SHAPE, "range", "float32")
+    images = gpu.put(arranged("strided")[0])
+    y = gpu.put(gpu.off(dlmt.encrypt(images, plan)).repeat_interleave(2, 3))[..., ::2]
+    made: list[weakref.ref[Any]] = []
+    alive: list[bool] = []
+    staged, begin = DeviceImages.staged, type(gpu.module)._begin
+
+    def watched(self: Any, order: str) -> Any:
+        copy = staged(self, order)
+        made.append(weakref.ref(copy))
+        return copy
+
+    def looked_at(self: Any, *arguments: Any) -> None:
+        alive.append(made[-1]() is not None)
+        begin(self, *arguments)
+
+    monkeypatch.setattr(DeviceImages, "staged", watched)
+    monkeypatch.setattr(type(gpu.module), "_begin", looked_at)
+    dlmt.encrypt(images, plan)
+    dlmt.decrypt(y, plan)
+    assert alive == [True, True]
 
 
 def test_values_that_no_key_gave(key: dlmt.Key, gpu: Any) -> None:
@@ -559,6 +585,9 @@ def test_the_stream_of_an_array_interface_is_waited_for(
     y = dlmt.encrypt(foreign(), SCHEME.plan(key, SHAPE))
     assert same(gpu.off(y), dlmt.encrypt(pixels(), SCHEME.plan(key, SHAPE), backend="reference"))
     assert seen == waited
+    elsewhere = type("Foreign", (), {"__cuda_array_interface__": {"data": (tensor.data_ptr() + 1, False)}})
+    with pytest.raises(BackendError, match="would be copied; select its device"):
+        dlmt.encrypt(elsewhere(), SCHEME.plan(key, SHAPE))
 
 
 # --- the check while training ----------------------------------------------------------------------------------------
