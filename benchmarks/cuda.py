@@ -119,9 +119,13 @@ def graph_rows(rounds: int) -> list[dict[str, Any]]:
 
 
 def _captured(stream: Any, work: Any, keep: Any = None) -> tuple[Any, Any]:
+    """One call in a graph of its own. `torch.cuda.graph` would collect garbage at each of a thousand captures."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
+    torch.cuda.synchronize()
+    with torch.cuda.stream(stream):
+        graph.capture_begin()
         work()
+        graph.capture_end()
     return graph, keep
 
 

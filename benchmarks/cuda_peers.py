@@ -77,6 +77,7 @@ def torch_eager(cell: Cell, plan: Plan, sets: list[Set]) -> Iterator[Contender]:
 
 
 def torch_compile(cell: Cell, plan: Plan, sets: list[Set]) -> Iterator[Contender]:
+    torch._dynamo.reset()  # else the cells before count as recompilations of the same code, of which a few are allowed
     scale, shift = _folded(plan)
     dtype, per_image = getattr(torch, cell.dtype), plan.normalize == "minmax"
 

@@ -25,6 +25,7 @@ import importlib.util, sys, time, warnings
 from contextlib import nullcontext
 from types import SimpleNamespace
 import pytest, torch
+import torch._dynamo  # before torch.cuda is patched: its annotations name what stands there
 
 warnings.simplefilter("ignore")
 tests, benchmarks, output, wrong = sys.argv[1:5]
@@ -54,15 +55,16 @@ class Event:
 
 class Graph:  # what is captured runs at once; a replay does nothing
     def replay(self): pass
+    capture_begin = capture_end = replay
 
-class Current:
+class Stream:
     cuda_stream = 1000
 
 properties = SimpleNamespace(name="Pretended", major=9, minor=0, multi_processor_count=2, total_memory=1 << 30)
 for name, value in {
-    "Event": Event, "Stream": lambda: None, "synchronize": lambda: None, "_sleep": lambda cycles: None,
-    "device": lambda device: nullcontext(), "current_stream": lambda: Current, "CUDAGraph": Graph,
-    "graph": lambda made, stream: nullcontext(),
+    "Event": Event, "Stream": Stream, "synchronize": lambda: None, "_sleep": lambda cycles: None,
+    "device": lambda device: nullcontext(), "current_stream": Stream, "CUDAGraph": Graph,
+    "stream": lambda stream: nullcontext(),
     "get_device_properties": lambda device: properties, "empty_cache": lambda: None,
     "is_current_stream_capturing": lambda: False, "is_available": lambda: True,
 }.items():
