@@ -212,14 +212,17 @@ PACKED = [
 @pytest.mark.parametrize("scheme", PACKED, ids=str)
 @pytest.mark.parametrize(("normalize", "dtype"), OUTPUTS)
 def test_keys_of_large_images(level: str, scheme: Any, normalize: str, dtype: str) -> None:
-    k = coefficients((1, 1031, 1033), normalize, dtype, scheme)
-    images = make_images(k, 1)
-    out, found, bounds = np.empty(images.shape, k.dtype), make_bounds(k, 1), make_bounds(k, 1)
-    want = np.empty_like(out)
-    reference.affine(images, k, want, bounds)
-    native.affine(images, k, out, found, 3)
-    assert_same_bits(out, want)
-    assert bounds is None or np.array_equal(found, bounds)
+    """The largest are always packed, the others where few images come together."""
+    for shape, counts, threads in (((1, 1031, 1033), [1], 3), ((1, 263, 257), [1, 3, 6], 1)):
+        k = coefficients(shape, normalize, dtype, scheme)
+        for n in counts:
+            images = make_images(k, n)
+            out, found, bounds = np.empty(images.shape, k.dtype), make_bounds(k, n), make_bounds(k, n)
+            want = np.empty_like(out)
+            reference.affine(images, k, want, bounds)
+            native.affine(images, k, out, found, threads)
+            assert_same_bits(out, want)
+            assert bounds is None or np.array_equal(found, bounds)
 
 
 @pytest.mark.parametrize("name", ["M", "B", "M24", "B24"])

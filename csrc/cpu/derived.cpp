@@ -16,7 +16,8 @@ namespace {
 
 constexpr int64_t kVector = 64;           // positions in the longest vector of bytes
 constexpr int64_t kLongestRow = 1 << 15;  // of several images
-constexpr int64_t kLargest = 1 << 20;     // positions of an image whose "range" key is copied, not packed
+constexpr int64_t kLargest = 1 << 20;     // positions of an image whose "range" key is copied
+constexpr int64_t kLarge = 1 << 16;       // from here on it is packed as well, for images that come alone
 constexpr int64_t kNear = 1 << 14;        // the same for min-max, where the key shares the near caches with v
 
 constexpr size_t kLargePage = 2 << 20;
@@ -169,13 +170,15 @@ std::shared_ptr<const Derived> derive(const Job& job) {
     const bool halves = job.is_minmax() && job.dtype == Dtype::uint8 && job.outer == 1;
     if (job.row != 0 || !(fixed || floats || halves) || (floats && !fits_float(job))) return nullptr;
     auto made = std::make_shared<Owned>();
-    if (job.size > (halves ? kNear : kLargest) && derive_packed(job, *made)) return made;
+    const bool packed = job.size > (halves ? kNear : kLarge) && derive_packed(job, *made);
     if (halves) {
+        if (packed) return made;
         if (!fits_16_bits(job)) return nullptr;
         derive_halves(job, *made);
-    } else {
-        if (job.size > kLargest) return nullptr;
+    } else if (job.size <= kLargest) {
         derive_rows(job, *made);
+    } else if (!packed) {
+        return nullptr;
     }
     return made;
 }

@@ -23,7 +23,8 @@ struct Derived {
     // uint8 min-max: M and B modulo 2**16, where every v lies in 0..65535. One image, no row.
     const uint16_t* m16 = nullptr;
     const uint16_t* b16 = nullptr;
-    // Large images, whose key is too large for the caches: k*16 + M, with B = k*M (`product`) or B = k. One image.
+    // Large images, whose key is too large for the near caches: k*16 + M, with B = k*M (`product`) or B = k. One image,
+    // no row. Beside the forms above where images may share those.
     const uint16_t* packed = nullptr;
     bool product = false;
     // How M24 and B24 follow from k and M: M24 = fixed[M], B24 = k*(product ? fixed[M] : one) + base +

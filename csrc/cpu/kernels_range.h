@@ -2,7 +2,8 @@
 // own, as loops.h and under the same rules.
 //
 // A kernel has: Out; `load(i)`, which takes the key of kBytes positions from i on into registers; `apply<streaming>`,
-// which computes those positions of one row; and `plain(i)`, the functor of loops.h for single positions from i on.
+// which computes those positions of one row; `plain(i)`, the functor of loops.h for single positions from i on; and
+// kRepeats, whether its key goes on as Derived::row says.
 
 namespace dlmt {
 namespace DLMT_LEVEL {
@@ -10,6 +11,7 @@ namespace {
 
 struct RangeUint8Vectors {
     using Out = uint8_t;
+    static constexpr bool kRepeats = true;
     const uint32_t* m24;
     const uint32_t* b24;
     Bytes m0, m1, m2, m3, b0, b1, b2, b3;
@@ -45,6 +47,7 @@ DLMT_INLINE void unpack(const uint16_t* words, Bytes& m, Bytes& b) {
 // As RangeUint8Vectors, with the key packed.
 template <bool kProduct>
 struct PackedUint8Vectors : RangeUint8Vectors {
+    static constexpr bool kRepeats = false;
     const Derived& key;
     Table fixed, rest;
     Bytes base, half;
@@ -83,6 +86,7 @@ struct RangeFloatPlain {
 
 struct RangeFloatVectors {
     using Out = float;
+    static constexpr bool kRepeats = true;
     const float* mf;
     const float* bf;
     float g, bias;
@@ -114,6 +118,7 @@ struct RangeFloatVectors {
 // As RangeFloatVectors, with the key packed; the matrices serve single positions.
 template <bool kProduct>
 struct PackedFloatVectors : RangeFloatVectors {
+    static constexpr bool kRepeats = false;
     const Job& job;
     int64_t channel;
     Bytes lo;

@@ -43,7 +43,9 @@ DLMT_INLINE void some_rows(const Rows<typename K::Out>& rows, int64_t first, int
     vectors<kRows, kStreaming>(rows, head, tail, k, ahead);
 }
 
-// Positions whose key, 8 KiB of it, stays in the first-level cache while all rows pass over it.
+// A key of more positions than kUntiled is taken tile by tile, whose 8 KiB stay in the first-level cache while all rows
+// pass over them. Shorter rows are cheaper to take whole: they lie one after the other in memory.
+constexpr int64_t kUntiled = 16 * 1024;
 constexpr int64_t kTile = 1024;
 
 // kRows rows at a time while there are so many; moves `rows` and `count` on.
@@ -61,8 +63,9 @@ DLMT_INLINE void groups(Rows<typename K::Out>& rows, int64_t& count, int64_t fir
 // `count` rows, positions first..last of each.
 template <bool kStreaming, class K>
 void all_rows(const Rows<typename K::Out>& rows, int64_t count, int64_t first, int64_t last, const K& k) {
+    const bool tiled = last - first > kUntiled;
     for (int64_t next; first < last; first = next) {
-        next = last - first > 2 * kTile ? first + unaligned(rows.out + first, kTile) + kTile : last;
+        next = tiled && last - first > 2 * kTile ? first + unaligned(rows.out + first, kTile) + kTile : last;
         Rows<typename K::Out> rest = rows;
         int64_t left = count;
         groups<4, kStreaming>(rest, left, first, next, k);
@@ -91,7 +94,7 @@ void by_rows(const Job& job, int64_t first_image, int64_t last_image, int64_t fi
     const auto* in = reinterpret_cast<const uint8_t*>(job.in + first_image * job.in_step);
     Out* out = reinterpret_cast<Out*>(job.out + first_image * job.out_step);
     const ptrdiff_t out_step = job.out_step / static_cast<ptrdiff_t>(sizeof(Out));
-    const int64_t images = last_image - first_image, row = job.derived->row;
+    const int64_t images = last_image - first_image, row = K::kRepeats ? job.derived->row : 0;
     if (row != 0 && job.in_step == job.size && out_step == job.size && first == 0 && last == job.size) {
         const bool streaming = job.streaming && (row * sizeof(Out)) % kBytes == 0;
         return streaming ? dense<true>(in, out, images * job.size, row, k)
@@ -106,13 +109,21 @@ void by_rows(const Job& job, int64_t first_image, int64_t last_image, int64_t fi
     }
 }
 
+// Images that come alone would fetch the whole key each: then its packed form is the faster one. Four and more share
+// every part of it that is fetched.
+bool take_packed(const Derived& key, int64_t images) {
+    const bool copied = key.m24 != nullptr || key.mf != nullptr;
+    return key.packed != nullptr && (images < 4 || !copied);
+}
+
 // float32, one channel after the other where they differ.
 void floats_by_rows(const Job& job, int64_t first_image, int64_t last_image, int64_t first, int64_t last) {
     const Derived& key = *job.derived;
+    const bool packed = take_packed(key, last_image - first_image);
     for (int64_t at = first, next; at < last; at = next) {
         const int64_t run = job.channels == 1 ? 0 : at / job.inner, channel = run % job.channels;
         next = job.channels == 1 || (run + 1) * job.inner > last ? last : (run + 1) * job.inner;
-        if (key.packed == nullptr) {
+        if (!packed) {
             const RangeFloatVectors k(key.mf, key.bf, job.g[channel], job.bias[channel]);
             by_rows(job, first_image, last_image, at, next, k);
         } else if (key.product) {
@@ -129,7 +140,7 @@ bool range_by_rows(const Job& job, int64_t first_image, int64_t last_image, int6
     if (key == nullptr) return false;
     if (job.m24 == nullptr) {
         floats_by_rows(job, first_image, last_image, first, last);
-    } else if (key->packed == nullptr) {
+    } else if (!take_packed(*key, last_image - first_image)) {
         by_rows(job, first_image, last_image, first, last, RangeUint8Vectors(key->m24, key->b24));
     } else if (key->product) {
         by_rows(job, first_image, last_image, first, last, PackedUint8Vectors<true>(*key, job));

@@ -23,7 +23,7 @@ constexpr int64_t kGrain = 32 * 1024;
 constexpr int64_t kPartsPerThread = 4;
 
 // From this many bytes of results on, stores pass the caches: below it costs up to three times, above it wins half.
-constexpr int64_t kStreamingBytes = 8 << 20;
+constexpr int64_t kStreamingBytes = 4 << 20;
 
 int64_t bytes_of(Dtype dtype) {
     if (dtype == Dtype::uint8) return 1;
