@@ -21,6 +21,7 @@ from .workloads import Operation, Workload
 _SAMPLE_SECONDS = 0.002  # repeat short calls within a sample until it is this long
 _SLOW_SECONDS = 0.5  # a contender that takes longer than this a call gets few rounds
 _SLOW_ROUNDS = 3
+_SETTLE_SECONDS = 0.02  # threads of OpenMP wait for more work in a loop, on processors that the next one needs
 _CHECKED_IMAGES = 512  # images whose results are compared with the reference
 
 
@@ -110,12 +111,21 @@ def measure(
                 started = time.perf_counter()
             for contender in contenders:
                 if turn < limits[contender.name]:
+                    if threads > 1:
+                        _settle(contender, repeats[contender.name])
                     samples[contender.name].append(_timed(contender, repeats[contender.name]))
             if turn >= _SLOW_ROUNDS and time.perf_counter() - started > budget_seconds:
                 break
     finally:
         gc.enable()
     return _rows(workload, operation, contenders, samples, threads)
+
+
+def _settle(contender: Contender, repeats: int) -> None:
+    """Lets the threads of the contender before fall asleep, and wakes those of this one where calls are short."""
+    time.sleep(_SETTLE_SECONDS)
+    if repeats > 1:
+        contender.call()
 
 
 def _timed(contender: Contender, repeats: int) -> float:
