@@ -112,7 +112,7 @@ def measure(
             for contender in contenders:
                 if turn < limits[contender.name]:
                     if threads > 1:
-                        _settle(contender, repeats[contender.name])
+                        _settle(contender, quick=limits[contender.name] == rounds)
                     samples[contender.name].append(_timed(contender, repeats[contender.name]))
             if turn >= _SLOW_ROUNDS and time.perf_counter() - started > budget_seconds:
                 break
@@ -121,10 +121,10 @@ def measure(
     return _rows(workload, operation, contenders, samples, threads)
 
 
-def _settle(contender: Contender, repeats: int) -> None:
-    """Lets the threads of the contender before fall asleep, and wakes those of this one where calls are short."""
+def _settle(contender: Contender, quick: bool) -> None:
+    """Lets the threads of the contender before fall asleep, and wakes those of this one."""
     time.sleep(_SETTLE_SECONDS)
-    if repeats > 1:
+    if quick:
         contender.call()
 
 
