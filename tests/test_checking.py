@@ -525,13 +525,14 @@ def test_small_images_are_compared_at_once(key: dlmt.Key, monkeypatch: pytest.Mo
     assert checker.report() == Report(3, 3, 0, 6, 540, 1)
 
 
-def test_unused_it_costs_one_question() -> None:
+def test_unused_it_costs_one_question(tmp_path: Path) -> None:
     assert functional.observers == []
     tree = ast.parse(inspect.getsource(functional.encrypt_now)).body[0]
     assert isinstance(tree, ast.FunctionDef)
     assert ast.unparse(tree.body[1]).startswith("if observers and ")
     code = "import sys, dlmt_fast; dlmt_fast.encrypt; print('dlmt_fast.checking' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.strip() == "False", done.stderr
 
 
 def test_all_threads_are_seen(key: dlmt.Key) -> None:
@@ -772,7 +773,11 @@ main()
 """
     for fault, words in ((-1, "INFO "), (2, "WARNING ")):
         done = subprocess.run(
-            [sys.executable, "-c", code.replace("FAULT", str(fault))], capture_output=True, text=True, timeout=120
+            [sys.executable, "-c", code.replace("FAULT", str(fault))],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            cwd=tmp_path,
         )
         assert done.returncode == 0, done.stderr
         differ = int(fault == 2)

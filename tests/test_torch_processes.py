@@ -163,8 +163,8 @@ print(counts, torch.equal(*results))
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="there is no /proc here")
 @pytest.mark.skipif(dlmt.backends.available()["native"] != "ok", reason="counts the native backend's threads")
-def test_torchs_number_of_threads_is_obeyed() -> None:
-    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=200)
+def test_torchs_number_of_threads_is_obeyed(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", THREADS], capture_output=True, text=True, timeout=200, cwd=tmp_path)
     assert done.stdout.strip() == "[0, 2] True", done.stderr
 
 
@@ -224,6 +224,7 @@ def test_distributed_training_on_two_processes(tmp_path: Path, secret: bytes) ->
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
+                cwd=tmp_path,  # not the checkout, which -c would import
             )
             for rank in range(2)
         ]
