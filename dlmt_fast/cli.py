@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -53,7 +55,7 @@ def main() -> None:
     except (DlmtError, OSError) as error:
         _stop(error, 1)
     except KeyboardInterrupt:
-        _stop("interrupted; nothing was published", 1)
+        _stop("interrupted", 1)
     except SystemExit as stop:
         if stop.code == 2 and "--json" in sys.argv[1:]:  # typer has told stderr what is wrong
             print(json.dumps({"error": "wrong use: see stderr", "kind": "UsageError", "exit_code": 2}))
@@ -113,7 +115,10 @@ def encrypt(
     classes: Annotated[str, typer.Option(help="keep or index: names of the first folder level.")] = "keep",
     ignore: Annotated[list[str] | None, typer.Option(help="Leave out files that match this glob; repeatable.")] = None,
     on_error: Annotated[str, typer.Option(help="At a bad image: fail, or quarantine and go on.")] = "fail",
-    workers: Annotated[int | None, typer.Option(help="Threads that decode [default: the CPUs].")] = None,
+    workers: Annotated[int | None, typer.Option(help="Shards worked on at once [default: the CPUs].")] = None,
+    shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this job where it stopped.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="With --resume: compare digests too.")] = False,
     from_kind: Annotated[str | None, typer.Option("--from", help="folder or idx, where SRC does not tell.")] = None,
     owner: Owner = None,
     overwrite: Overwrite = False,
@@ -138,15 +143,22 @@ def encrypt(
         on_error=on_error,
         names=names,
         classes=classes,
+        shard_size=shard_size,
         overwrite=overwrite,
+        resume=resume,
+        check=check,
         workers=_cpus() if workers is None else workers,
     )
     if normalize.startswith("minmax"):
         _console().print(f"{normalize}: decrypting will need the owner's folder besides the key.", highlight=False)
-    with _progress("encrypt", as_json) as progress:
-        summary = encrypt_store(
-            source, target, key, DLMT.from_params(key.params), _owner(key_path, owner), options, from_kind, progress
-        )
+    left: list[str] = []
+    scheme, folder = DLMT.from_params(key.params), _owner(key_path, owner)
+    try:
+        with _progress("encrypt", as_json) as progress, _terminate_as_interrupt():
+            summary = encrypt_store(source, target, key, scheme, folder, options, from_kind, progress, tell=left.append)
+    finally:
+        for text in left:
+            _console().print(text, style="yellow", highlight=False, markup=False)
     _finish(summary, as_json)
 
 
@@ -414,6 +426,23 @@ def _numbers(name: str, text: str | None) -> tuple[float, ...] | None:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"--{name} takes comma-separated numbers, got {text!r}") from None
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: through the clean-up."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _cpus() -> int:

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 import dlmt_fast as dlmt
 from dlmt_fast.errors import ImageError, ParameterError, StoreError, WrongKeyError
 from dlmt_fast.pipeline import JobOptions, Summary, decrypt_store, encrypt_store, verify_store
-from dlmt_fast.pipeline.decrypt import restored_names
+from dlmt_fast.pipeline.decrypt import OriginalNames
 from dlmt_fast.stores.decode import decode
 from dlmt_fast.stores.manifest import read_manifest
 
@@ -389,13 +389,18 @@ def test_names_that_differ_in_the_suffix_alone(place: Place, names: str) -> None
         assert np.array_equal(decode(place.back / f"{name}.png"), decode(place.source / name))
 
 
-def test_restored_names() -> None:
-    assert restored_names({"1": "a/b.jpg", "2": "c.tiff"}) == {"1": "a/b.png", "2": "c.png"}
-    assert restored_names({"1": "a.jpg", "2": "a.png", "3": "b.jpg"}) == {
-        "1": "a.jpg.png",
-        "2": "a.png.png",
-        "3": "b.png",
-    }
+@pytest.mark.parametrize(
+    ("shards", "expected"),
+    [
+        (["a/b.jpg c.tiff"], "a/b.png c.png"),
+        (["a.jpg a.png b.jpg"], "a.jpg.png a.png.png b.png"),
+        (["a.jpg", "b.jpg", "a.png"], "a.jpg.png b.png a.png.png"),
+        (["a.jpg a.png", "a.jpg.jpg b.png"], "a.jpg.png a.png.png a.jpg.jpg.png b.png.png"),
+    ],
+)
+def test_restored_names(shards: list[str], expected: str) -> None:
+    names = OriginalNames(lambda: ({name: name for name in shard.split()} for shard in shards))
+    assert [names.name(name) for shard in shards for name in shard.split()] == expected.split()
 
 
 @pytest.mark.parametrize("classes", ["keep", "index"])

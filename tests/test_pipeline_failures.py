@@ -7,6 +7,7 @@ import gzip
 import itertools
 import json
 import os
+import shutil
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -260,23 +261,49 @@ def fail_everywhere(work: Callable[[], object], check: Callable[[str], None]) ->
     raise AssertionError
 
 
-def test_encrypting_fails_cleanly_at_every_step(place: Place) -> None:
-    def check(step: str) -> None:
-        assert not (place.root / "out").exists(), (step, tree(place.root / "out"))
+def test_encrypting_fails_resumably_at_every_step(place: Place) -> None:
+    """Before the first shard counts the target is as it was; later it is marked, and resuming gives the same store."""
+    place.encrypt(normalize="minmax")
+    whole = {name: data for name, data in tree(place.root / "out").items() if not name.endswith("dlmt-store.json")}
+    clean = 0
 
+    def remove() -> None:
+        for name in ("out", "owner"):
+            shutil.rmtree(place.root / name)
+
+    def check(step: str) -> None:
+        nonlocal clean
+        left = tree(place.root / "out") if (place.root / "out").exists() else {}
+        clean += not left
+        assert not [name for name in left if ".tmp-" in name], step
+        assert [name for name in left if name.endswith("dlmt-job")] or not left or left == left | whole
+        place.encrypt(normalize="minmax", resume=True)
+        found = tree(place.root / "out")
+        assert {name: data for name, data in found.items() if not name.endswith("dlmt-store.json")} == whole, step
+        remove()
+
+    remove()
     assert fail_everywhere(lambda: place.encrypt(normalize="minmax"), check) > 20
+    assert clean > 10
     place.verify()
     assert not [path for path in files(place.root) if path.name.startswith((".tmp-", ".dlmt-job"))]
     place.decrypt()
 
 
-def test_encrypting_into_an_empty_folder_leaves_it_empty(folder: Place) -> None:
+def test_encrypting_into_an_empty_folder_leaves_it_empty_until_a_shard_counts(folder: Place) -> None:
     folder.store.mkdir(parents=True)
+    left = []
 
     def check(step: str) -> None:
-        assert list(folder.store.iterdir()) == [], step
+        left.append(sorted(path.name for path in folder.store.iterdir()))
+        if left[-1]:
+            folder.encrypt(resume=True)
+            folder.verify()
+            shutil.rmtree(folder.store)
+            folder.store.mkdir()
 
     fail_everywhere(lambda: folder.encrypt(), check)
+    assert left[:10] == [[]] * 10
     folder.verify()
 
 
@@ -318,7 +345,7 @@ def test_a_running_job_is_left_alone(place: Place) -> None:
     marker.parent.mkdir(parents=True)
     marker.write_bytes(b"someone")
     for overwrite in (False, True):
-        with pytest.raises(StoreError, match="marked by a job that runs or was killed"):
+        with pytest.raises(StoreError, match="marked by a job that runs or was stopped or killed"):
             place.encrypt(overwrite=overwrite)
     assert tree(place.root / "out") == {"store": None, "store/.dlmt-job": b"someone"} or single
     assert marker.read_bytes() == b"someone"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ..stores.contract import Published, ShardWriter
 from ..stores.folder import FolderWriter
 from ..stores.idx import IdxWriter
 from ..stores.publish import publish_bytes
+from .naming import digest64, repeated
 from .owner import OwnerFolder
 from .stored import StoredBatch, StoredImages, check_published
 from .summary import Progress, Summary, counter, no_progress
@@ -51,9 +51,13 @@ def decrypt_store(
     target = Target(target_path, single, source_path, overwrite=False)
     owner = OwnerFolder(owner_folder(manifest.store_id), store.seal)
     summary = Summary("decrypt", str(source_path), str(target_path), manifest.store_id, manifest.kind, "uint8")
+    ledgers = [f"ledger-{index:05d}.bin" for index in range(len(manifest.shards))]
     target.begin(manifest.store_id)
     written: list[str] = []
     try:
+        originals = OriginalNames(
+            lambda: (_names_of(owner.read_ledger(i, shard.sha256)) for i, shard in enumerate(manifest.shards))
+        )
         advance = counter(progress, manifest.count)
         for index, shard in enumerate(manifest.shards):
             ledger = owner.read_ledger(index, shard.sha256)
@@ -62,7 +66,7 @@ def decrypt_store(
                     f"this store was made with {store.header['normalize']}: decrypting needs the ledger in the owner's "
                     f"folder, and {owner.root} has none; --owner DIR names another folder"
                 )
-            published, names = _decrypt_shard(store, shard, index, ledger or {}, target, advance)
+            published, names = _decrypt_shard(store, shard, index, ledger or {}, originals, target, advance)
             written += names
             summary.add(shard.count, published, [])
         for extra in manifest.extras:
@@ -70,12 +74,14 @@ def decrypt_store(
             check_published(store.root / extra.name, extra)
             written.append(extra.name)
             publish_bytes(target.root / extra.name, (store.root / extra.name).read_bytes(), manifest.store_id)
-        target.finish(None, manifest.store_id, written)
+        target.finish(None, manifest.store_id)
     except BaseException:
         target.give_up(written)
         raise
-    if manifest.kind == "folder" and not (owner.root / "ledger-00000.bin").exists():
-        summary.notes.append(f"original names are not restored: {owner.root} has no ledger (--owner DIR)")
+    missing = [name for name in ledgers if not (owner.root / name).exists()]
+    if manifest.kind == "folder" and missing:
+        which = "no ledger" if len(missing) == len(ledgers) else f"no {missing[0]} ({len(missing)} are missing)"
+        summary.notes.append(f"original names are not restored: {owner.root} has {which} (--owner DIR)")
     summary.seconds = time.perf_counter() - started
     return summary
 
@@ -85,10 +91,11 @@ def _decrypt_shard(
     shard: Published,
     index: int,
     ledger: dict[str, Any],
+    originals: OriginalNames,
     target: Target,
     advance: Callable[[int], None],
 ) -> tuple[Published, list[str]]:
-    originals = restored_names(dict(ledger.get("names", [])))
+    restored = {stored: originals.name(original) for stored, original in _names_of(ledger).items()}
     bounds = np.array(ledger.get("bounds", []), np.int32)
     order = _ledger_order(ledger)
     names: list[str] = []
@@ -101,7 +108,7 @@ def _decrypt_shard(
                 raise StoreDamagedError(f"the ledger of shard {index} holds no bounds")
             images = decrypt(batch.images, plan, bounds=limits)
             outputs = [
-                originals.get(name, name.removesuffix(".npy").removesuffix(".png") + ".png") for name in batch.names
+                restored.get(name, name.removesuffix(".npy").removesuffix(".png") + ".png") for name in batch.names
             ]
             writer.write(range(batch.position, batch.position + len(images)), outputs, images)
             names += outputs
@@ -135,17 +142,31 @@ def _positions(batch: StoredBatch, order: dict[str, int]) -> list[int]:
     return list(range(batch.position, batch.position + len(batch.images)))
 
 
-def restored_names(originals: dict[str, str]) -> dict[str, str]:
-    """From stored names to the original ones as PNG: `a.jpg` comes back as `a.png`, or as `a.jpg.png` where two
-    originals differ in the suffix alone."""
-    plain = {stored: _as_png(original) for stored, original in originals.items()}
-    if len(set(plain.values())) == len(plain):
-        return plain
-    counts = Counter(plain.values())
-    apart = {stored: name if counts[name] == 1 else f"{originals[stored]}.png" for stored, name in plain.items()}
-    if len(set(apart.values())) == len(apart):
-        return apart
-    return {stored: f"{original}.png" for stored, original in originals.items()}  # a.jpg, a.png and a.jpg.jpg
+def _names_of(ledger: dict[str, Any] | None) -> dict[str, str]:
+    """From stored names to original ones."""
+    return dict((ledger or {}).get("names", []))
+
+
+class OriginalNames:
+    """Original names as PNG: `a.jpg` comes back as `a.png`, or as `a.jpg.png` where two originals of the store differ
+    in the suffix alone.
+
+    Args:
+        ledgers: gives each shard's names, from stored to original, anew at each call.
+    """
+
+    def __init__(self, ledgers: Callable[[], Iterable[dict[str, str]]]) -> None:
+        self._twice = repeated(_as_png(name) for names in ledgers() for name in names.values())
+        apart = (self._apart(name) for names in ledgers() for name in names.values())
+        self._full = bool(self._twice) and bool(repeated(apart))  # a.jpg, a.png and a.jpg.jpg
+
+    def name(self, original: str) -> str:
+        """What the image of an original is called."""
+        return f"{original}.png" if self._full else self._apart(original)
+
+    def _apart(self, original: str) -> str:
+        plain = _as_png(original)
+        return f"{original}.png" if digest64(plain) in self._twice else plain
 
 
 def _as_png(path: str) -> str:

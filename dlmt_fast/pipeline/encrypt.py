@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ParameterError, StoreError
+from ..errors import ParameterError
 from ..keys import Key
-from ..schemes import DLMT, Plan
-from ..stores.contract import Published, Shape, ShardSpec, ShardWriter, Source, Survey
-from ..stores.folder import FolderWriter, can_be_listed
-from ..stores.idx import IdxSource, IdxWriter, encode_labels
+from ..schemes import DLMT
+from ..stores.contract import Published, Shape, ShardSpec, Source
+from ..stores.folder import FolderSource
+from ..stores.idx import IdxSource, encode_labels
 from ..stores.manifest import Manifest
-from ..stores.publish import publish_bytes
-from .job import header, job_record, settle_shape
+from ..stores.publish import OS, FileOps, publish_bytes
+from .finished import finished
+from .job import differences, header, job_record, settle_shape
+from .naming import OutputNames
 from .open import open_source
 from .options import JobOptions
 from .owner import OwnerFolder
+from .processes import run_here, run_in_processes
 from .seal import StoreSeal, store_id_of
 from .summary import Progress, Summary, counter, no_progress
 from .target import Target, files_of_shard
-from .worker import Namer, Plans, ShardResult, encrypt_shard
+from .worker import JobContext, ShardResult, Task, planner
 
 
 def encrypt_store(
@@ -34,74 +38,149 @@ def encrypt_store(
     options: JobOptions | None = None,
     source_kind: str | None = None,
     progress: Progress = no_progress,
+    ops: FileOps = OS,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Summary:
     """Transform every image of a store into a new store of the same kind.
+
+    A shard counts once its journal entry is on disk. A job that is stopped, fails or is killed after that leaves its
+    shards, marked as unfinished; the same call with `options.resume` does the rest. One that stops before any shard
+    counts leaves the target as it was.
 
     Args:
         source_path, target_path: a folder of images, an IDX file, or a folder of IDX files.
         owner_folder: from the store's id to the folder for job record, journal, ledger and quarantine lists.
         source_kind: "folder" or "idx" where the content does not tell.
         progress: called with (samples done, samples in all).
+        ops: the disk.
+        tell: called with what is left and how to go on, when the job stops before its end.
 
     Returns:
         Counts that add up: inputs = outputs + quarantined.
 
     Raises:
-        DlmtError: whatever is wrong. Nothing is then published, and the target is as it was.
+        StoreError: among others, `resume` with other inputs, options or key; the message says what differs.
+        DlmtError, OSError: whatever else is wrong.
     """
     options, started = options or JobOptions(), time.perf_counter()
     source = open_source(source_path, options, source_kind)
-    target = Target(target_path, isinstance(source, IdxSource) and source.single, source_path, options.overwrite)
+    single = isinstance(source, IdxSource) and source.single
+    target = Target(target_path, single, source_path, options.overwrite, options.resume, ops)
     survey = source.survey()
     shape = settle_shape(survey, options)
-    plans = Plans(_planner(scheme, key, options))
     dtype = _stored_dtype(scheme, key, options, survey.shapes, source.kind)
 
     record = job_record(source, scheme, options, source.kind)
     seal = StoreSeal(key, store_id_of(key, record))
-    owner = OwnerFolder(owner_folder(seal.store_id), seal)
+    store_id = seal.store_id
+    if options.resume:
+        target.admit(store_id, lambda other: _what_differs(OwnerFolder(owner_folder(other), seal), record))
+    names = OutputNames(source, seal, options, dtype, {item.index for item in survey.refused})
+    owner = OwnerFolder(owner_folder(store_id), seal, ops)
     owner.prepare(target.path)
-    summary = Summary("encrypt", str(source_path), str(target_path), seal.store_id, kind=source.kind, dtype=dtype)
-    with owner.locked():
+    summary = Summary("encrypt", str(source_path), str(target_path), store_id, kind=source.kind, dtype=dtype)
+    shards = [replace(shard, name=target.path.name) if single else shard for shard in source.shards()]
+    with owner.locked() as lock:
         owner.write_record(record)
-        target.begin(seal.store_id)
-        shards: list[Published] = []
-        new: set[str] = set()
+        if target.resumed:
+            target.go_on(store_id, owner.read_replaced())
+        else:
+            _begin(target, owner, store_id, (name for shard in shards for name in _files(shard, names, source)))
+        results = _finished(target, source.kind, shards, store_id, owner, options.check) if target.resumed else {}
+        todo = [shard for shard in shards if shard.index not in results]
+        advance = counter(progress, sum(len(shard.samples) for shard in shards))
+        advance(sum(len(shard.samples) for shard in shards if shard.index in results))
+        if results:
+            summary.notes.append(f"resumed: {len(results)} of {len(shards)} shards were done already")
+        processes = min(options.workers, len(todo)) if source.kind == "folder" else 1
+        job = JobContext(
+            key, scheme, options, store_id, dtype, target.root, owner.root,
+            target.manifest if target.old else None,
+            1 if processes > 1 else options.workers, 1 if processes > 1 else None, ops,
+        )  # fmt: skip
+        begun: dict[int, Task] = {}
         try:
-            count = counter(progress, sum(len(shard.samples) for shard in source.shards()))
-            for shard in source.shards():
-                names = _names(source, shard, seal, options, dtype, survey)
-                target.refuse_unknown({*names.values(), _shard_name(target, shard)} - {""})
-                writer = _writer(source, target, seal, shard, dtype)
-                result = encrypt_shard(source, shard, names, plans, writer, options, count, target.retire_old)
-                shards.append(result.published)
-                new |= files_of_shard(target.root, source.kind, result.published)
-                _keep(owner, shard, result)
-                summary.add(len(shard.samples), result.published, result.refused)
-            extras = _copy_labels(source, target, seal, new) if isinstance(source, IdxSource) else ()
-            sealed = seal.seal_header(header(scheme, options, dtype, shape))
-            manifest = Manifest(
-                source.kind, seal.store_id, dtype, shape, summary.outputs, tuple(shards), tuple(extras), sealed
+            if todo and target.resumed:
+                target.unfinish()
+            tasks = _tasks(source, todo, names, begun)
+            done = (
+                run_in_processes(job, tasks, processes, advance, lock)
+                if processes > 1
+                else run_here(job, tasks, advance)
             )
-            target.finish(manifest, seal.store_id, new)
+            for task, result in done:
+                results[task.shard.index] = result
+                del begun[task.shard.index]
+            extras = _copy_labels(source, target, store_id, ops) if isinstance(source, IdxSource) else []
+            for shard in shards:
+                result = results[shard.index]
+                summary.add(len(shard.samples), result.published, result.refused)
+                if target.old:
+                    target.keep(files_of_shard(target.root, source.kind, result.published))
+            target.keep(extra.name for extra in extras)
+            published = tuple(results[shard.index].published for shard in shards)
+            sealed = seal.seal_header(header(scheme, options, dtype, shape))
+            manifest = Manifest(source.kind, store_id, dtype, shape, summary.outputs, published, tuple(extras), sealed)
+            target.finish(manifest, store_id)
+            owner.forget_replaced()
         except BaseException:
-            target.give_up(new)
+            for task in begun.values():
+                if finished(target.root, source.kind, task.shard, store_id, owner, False) is None:
+                    target.discard([*filter(None, task.names.values()), task.shard.name])
+                else:
+                    results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
+            if target.stop(store_id, bool(results)):
+                tell(
+                    f"{len(results)} of {len(shards)} shards are done and stay, nothing half-written does; "
+                    "the same command with --resume goes on"
+                )
             raise
     summary.notes += _notes(source, options)
     summary.seconds = time.perf_counter() - started
     return summary
 
 
-def _planner(scheme: DLMT, key: Key, options: JobOptions) -> Callable[[tuple[int, ...]], Plan]:
-    def make(shape: tuple[int, ...]) -> Plan:
-        return scheme.plan(key, shape, options.normalize, options.dtype, options.mean, options.std)
+def _begin(target: Target, owner: OwnerFolder, store_id: str, files: Iterator[str]) -> None:
+    if target.old:
+        target.refuse_unknown(files)
+        owner.write_replaced(target.old)
+    else:
+        owner.forget_replaced()
+    target.begin(store_id)
 
-    return make
+
+def _files(shard: ShardSpec, names: OutputNames, source: Source) -> list[str]:
+    """What may be written for a shard."""
+    labels = source.extras if isinstance(source, IdxSource) else []
+    return [*filter(None, names.of(shard).values()), shard.name, *labels]
+
+
+def _finished(
+    target: Target, kind: str, shards: list[ShardSpec], store_id: str, owner: OwnerFolder, check: bool
+) -> dict[int, ShardResult]:
+    found = ((shard.index, finished(target.root, kind, shard, store_id, owner, check)) for shard in shards)
+    return {index: result for index, result in found if result is not None}
+
+
+def _tasks(source: Source, shards: list[ShardSpec], names: OutputNames, begun: dict[int, Task]) -> Iterator[Task]:
+    """The work, made when it is asked for and entered in `begun`."""
+    for shard in shards:
+        reader = source.part(shard.samples) if isinstance(source, FolderSource) else source
+        sizes = source.headers[shard.index].sizes if isinstance(source, IdxSource) else None
+        begun[shard.index] = Task(shard, names.of(shard), reader, sizes)
+        yield begun[shard.index]
+
+
+def _what_differs(other: OwnerFolder, record: dict[str, object]) -> str:
+    found = other.read_record()
+    if found is None:
+        return f"the key is another, or {other.root} is not where that job kept its record (--owner DIR)"
+    return differences(found, record) or "the key is another"
 
 
 def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, shapes: dict[Shape, list[str]], kind: str) -> str:
     """The dtype of the files; refuses what no plan or no file of this kind can hold, before any work."""
-    make = _planner(scheme, key, options)
+    make = planner(scheme, key, options)
     dtype = {make((channels, 1, 1)).dtype for channels in {shape[0] for shape in shapes}}.pop()
     if dtype == "bfloat16":
         raise ParameterError("stores hold no bfloat16, which NumPy's files do not know; use --dtype float32 or float16")
@@ -110,54 +189,12 @@ def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, shapes: dict[Shap
     return dtype
 
 
-def _names(
-    source: Source, shard: ShardSpec, seal: StoreSeal, options: JobOptions, dtype: str, survey: Survey
-) -> dict[int, str]:
-    """Each sample's output name by index, in writing order. IDX files have no names and keep their order."""
-    if source.kind == "idx":
-        return dict.fromkeys(shard.samples, "")
-    paths = [stamp.path for stamp in source.stamps()]
-    namer = Namer(
-        seal, options.names == "keep", options.classes == "index", paths, ".png" if dtype == "uint8" else ".npy"
-    )
-    never_written = {item.index for item in survey.refused}
-    named: dict[str, int] = {}
-    for index in shard.samples:
-        name = seal.name(paths[index]) if index in never_written else namer.name(paths[index])
-        if name in named:
-            raise StoreError(f"{paths[named[name]]} and {paths[index]} would both be written as {name}")
-        if not can_be_listed(name):
-            raise StoreError(f"{paths[index]!r} cannot keep its name or class in a store; rename it")
-        named[name] = index
-    return {index: name for name, index in sorted(named.items())}
-
-
-def _shard_name(target: Target, shard: ShardSpec) -> str:
-    return target.path.name if target.single else shard.name
-
-
-def _writer(source: Source, target: Target, seal: StoreSeal, shard: ShardSpec, dtype: str) -> ShardWriter:
-    if isinstance(source, IdxSource):
-        sizes = source.headers[shard.index].sizes
-        return IdxWriter(target.root, seal.store_id, shard.index, _shard_name(target, shard), dtype, sizes)
-    return FolderWriter(target.root, seal.store_id, shard.index)
-
-
-def _keep(owner: OwnerFolder, shard: ShardSpec, result: ShardResult) -> None:
-    """Ledger and quarantine list first, then the journal entry that makes the shard count."""
-    owner.write_ledger(shard.index, result.published.sha256, result.ledger)
-    owner.write_quarantine(shard.index, result.refused)
-    owner.write_journal(result.published, shard.index, len(shard.samples), len(result.refused))
-
-
-def _copy_labels(source: IdxSource, target: Target, seal: StoreSeal, new: set[str]) -> list[Published]:
+def _copy_labels(source: IdxSource, target: Target, store_id: str, ops: FileOps) -> list[Published]:
     """Labels pass: training needs them. The name and time that gzip keeps do not."""
     copied = []
-    target.refuse_unknown(source.extras)
     for name in source.extras:
         data = encode_labels(source.read_labels(name), name)
-        new.add(name)
-        publish_bytes(target.root / name, data, seal.store_id)
+        publish_bytes(target.root / name, data, store_id, ops=ops)
         copied.append(Published(name, 1, len(data), hashlib.sha256(data).hexdigest()))
     return copied
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import platform
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,34 @@ def job_record(source: Source, scheme: DLMT, options: JobOptions, target_kind: s
         "options": options.recorded(),
         "versions": versions(),
     }
+
+
+def differences(old: Any, new: Mapping[str, Any]) -> str:
+    """What differs between two job records, in words; empty where nothing does."""
+    if not isinstance(old, dict):
+        return "its record is none"
+    found: list[str] = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if before == after:
+            continue
+        if name == "shards":  # follows from the source and the shard size
+            if _step(before) != _step(after):
+                found.append(f"shard size {_step(before)} then, {_step(after)} now")
+        elif not (isinstance(before, dict) and isinstance(after, dict)):
+            found.append(f"{name}: {before} then, {after} now")
+        elif name != "source":
+            fields = sorted(field for field in {*before, *after} if before.get(field) != after.get(field))
+            found += [f"{name}: {field} {before.get(field)} then, {after.get(field)} now" for field in fields]
+        elif before.get("files") == after.get("files"):
+            found.append(f"the source: a name, size or time among its {after['files']} files")
+        else:
+            found.append(f"the source: {before.get('files')} files then, {after['files']} now")
+    return "; ".join(found)
+
+
+def _step(shards: Any) -> int:
+    return int(shards[0][1] - shards[0][0]) if isinstance(shards, list) and shards else 0
 
 
 def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None) -> dict[str, Any]:

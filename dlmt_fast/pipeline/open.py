@@ -41,11 +41,13 @@ def open_source(path: Path, options: JobOptions, named: str | None = None) -> So
         StoreError, ParameterError: see `kind_of`; or options that this kind cannot serve.
     """
     if kind_of(path, named) == "folder":
-        return FolderSource(path, FolderOptions(options.channels, options.size, options.fit, options.ignore))
+        reading = FolderOptions(options.channels, options.size, options.fit, options.ignore)
+        return FolderSource(path, reading, options.shard_size)
     default = JobOptions()
-    for name in ("size", "fit", "channels", "ignore", "names", "classes"):
+    for name in ("size", "fit", "channels", "ignore", "names", "classes", "shard_size"):
         if getattr(options, name) != getattr(default, name):
+            option = name.replace("_", "-")
             raise ParameterError(
-                f"--{name} does not apply to IDX files, whose images are gray, of one size and unnamed"
+                f"--{option} does not apply to IDX files, whose images are gray, of one size and unnamed"
             )
     return IdxSource(path)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ParameterError
+from ..stores.folder import SHARD_SIZE
 
 FITS = ("crop", "stretch", "pad")
 
@@ -25,8 +26,12 @@ class JobOptions:
         on_error: "fail" stops at the first bad image, "quarantine" lists them all and goes on.
         names: "hash" replaces file names by keyed digests, "keep" keeps them.
         classes: "keep" keeps the first folder level, "index" replaces it by numbers.
+        shard_size: files a shard of a folder; the job record fixes the boundaries.
         overwrite: replace an earlier store at the target.
-        workers: threads that decode.
+        resume: go on with this same job where it was stopped or killed; with nothing there, start.
+        check: with `resume`, compare the digests of what is there, not only the sizes.
+        workers: how many shards of a folder are worked on at once, each in a process of its own. One shard, or IDX
+            files, are done in this process, with so many threads that decode.
     """
 
     normalize: str = "range"
@@ -41,7 +46,10 @@ class JobOptions:
     on_error: str = "fail"
     names: str = "hash"
     classes: str = "keep"
+    shard_size: int = SHARD_SIZE
     overwrite: bool = False
+    resume: bool = False
+    check: bool = False
     workers: int = 1
 
     def __post_init__(self) -> None:
@@ -55,6 +63,12 @@ class JobOptions:
             raise ParameterError("size and per_size exclude each other: one brings images to one size, one keeps sizes")
         if self.channels not in (None, 1, 3):
             raise ParameterError(f"channels must be 1 or 3, got {self.channels}")
+        if self.shard_size < 1:
+            raise ParameterError(f"shard_size must be at least 1, got {self.shard_size}")
+        if self.resume and self.overwrite:
+            raise ParameterError("resume and overwrite exclude each other: one goes on with a job, one starts anew")
+        if self.check and not self.resume:
+            raise ParameterError("check is about what a stopped job left: it goes with resume")
         if self.workers < 1:
             raise ParameterError(f"workers must be at least 1, got {self.workers}")
 

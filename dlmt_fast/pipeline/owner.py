@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from typing import Any
 from ..canonical import canonical_json, parse_json
 from ..errors import StoreDamagedError, StoreError
 from ..stores.contract import Published, Refused
-from ..stores.publish import make_directories, publish_bytes
+from ..stores.publish import OS, FileOps, make_directories, publish_bytes, remove_leftovers
+from .job import differences
 from .seal import StoreSeal
 
-_ENTRY = {"job", "shard", "inputs", "outputs", "quarantined", "size", "output_sha256"}
+_ENTRY = {"job", "shard", "attempt", "inputs", "outputs", "quarantined", "size", "output_sha256"}
+
+
+_PATIENCE = 20.0  # seconds for the workers of a killed job to end
 
 
 def default_folder(keyfile: Path, store_id: str) -> Path:
@@ -29,8 +34,8 @@ def default_folder(keyfile: Path, store_id: str) -> Path:
 class OwnerFolder:
     """Reads and writes what only the owner keeps, one file a shard."""
 
-    def __init__(self, root: Path, seal: StoreSeal) -> None:
-        self.root, self._seal = root, seal
+    def __init__(self, root: Path, seal: StoreSeal, ops: FileOps = OS) -> None:
+        self.root, self._seal, self._ops = root, seal, ops
 
     def prepare(self, target: Path) -> None:
         """Make the folder, mode 0700.
@@ -41,11 +46,13 @@ class OwnerFolder:
         inside, outside = self.root.resolve(), target.resolve()
         if inside == outside or outside in inside.parents:
             raise StoreError(f"the owner's folder {self.root} lies inside the target {target}; choose another --owner")
-        make_directories(self.root, mode=0o700)
+        make_directories(self.root, self._ops, mode=0o700)
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the folder's kernel lock; it ends with the process, however that ends.
+    def locked(self) -> Iterator[int]:
+        """Hold the folder's kernel lock, and remove what a dead attempt left half-written in it.
+
+        The lock ends with the process and with the workers that it started, however they end. Gives the descriptor.
 
         Raises:
             StoreError: another process works on the same job; the message names it.
@@ -54,15 +61,21 @@ class OwnerFolder:
 
         descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(descriptor, 200).decode("utf-8", "replace")
-                raise StoreError(f"the same job runs already ({holder}); wait for it, or stop it") from None
+            patience = time.monotonic() + _PATIENCE
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace")
+                    if _lives(holder) or time.monotonic() > patience:
+                        raise StoreError(f"the same job runs already ({holder}); wait for it, or stop it") from None
+                    time.sleep(0.05)  # a killed job's workers see its end, and end
             os.ftruncate(descriptor, 0)
             started = time.strftime("%Y-%m-%d %H:%M:%S")
             os.pwrite(descriptor, f"host {socket.gethostname()}, pid {os.getpid()}, since {started}".encode(), 0)
-            yield
+            remove_leftovers([self.root], self._seal.store_id, self._ops)
+            yield descriptor
         finally:
             os.close(descriptor)
 
@@ -70,7 +83,7 @@ class OwnerFolder:
         """Fix the job record.
 
         Raises:
-            StoreError: the folder belongs to another job, whose ledger would be lost.
+            StoreError: the folder belongs to another job, whose ledger would be lost; the message says what differs.
         """
         data = canonical_json(dict(record))
         try:
@@ -78,20 +91,54 @@ class OwnerFolder:
         except FileNotFoundError:
             self._publish("job.json", data)
             return
-        if found != data:
-            raise StoreError(f"the owner's folder {self.root} belongs to another job; choose another --owner")
+        try:
+            other = "" if found == data else differences(parse_json(found), record)
+            entry = self.read_journal(0)
+        except ValueError:  # damaged: of this job or not, nothing can be told from it
+            raise StoreDamagedError(
+                f"{self.root} holds a damaged job.json or journal; choose another --owner"
+            ) from None
+        if found == data and entry is not None and entry["job"] != self._seal.store_id:
+            other = "the key is another"
+        if other:
+            raise StoreError(f"the owner's folder {self.root} belongs to another job ({other}); choose another --owner")
 
-    def write_journal(self, published: Published, shard: int, inputs: int, quarantined: int) -> None:
+    def read_record(self) -> dict[str, Any] | None:
+        """The job record that the folder has, or None."""
+        try:
+            record = parse_json((self.root / "job.json").read_bytes())
+        except (FileNotFoundError, NotADirectoryError, ValueError):
+            return None
+        return record if isinstance(record, dict) else None
+
+    def write_replaced(self, names: Iterable[str]) -> None:
+        """The files of the store that this job replaces: after a kill nothing else tells them from the new ones."""
+        self._publish("replaced.json", canonical_json(sorted(names)))
+
+    def read_replaced(self) -> set[str]:
+        """The files of the store that this job replaces; empty where it replaces none."""
+        try:
+            return set(parse_json((self.root / "replaced.json").read_bytes()))
+        except FileNotFoundError:
+            return set()
+
+    def forget_replaced(self) -> None:
+        """The old store is gone, or this start of the job replaces none."""
+        if (self.root / "replaced.json").exists():
+            self._ops.unlink(self.root / "replaced.json")
+            self._ops.fsync_directory(self.root)
+
+    def write_journal(self, published: Published, shard: int, attempt: int, inputs: int, quarantined: int) -> None:
         """The entry that counts a shard as done, with its own digest."""
-        entry: dict[str, Any] = {"job": self._seal.store_id, "shard": shard, "inputs": inputs}
+        entry: dict[str, Any] = {"job": self._seal.store_id, "shard": shard, "attempt": attempt, "inputs": inputs}
         entry |= {"outputs": published.count, "quarantined": quarantined}
         entry |= {"size": published.size, "output_sha256": published.sha256}
         entry["sha256"] = hashlib.sha256(canonical_json(entry)).hexdigest()
-        self._publish(f"journal-{shard:05d}.json", canonical_json(entry))
+        self._publish(f"journal-{shard:05d}.json", canonical_json(entry), shard)
 
     def write_ledger(self, shard: int, output_sha256: str, ledger: Mapping[str, Any]) -> None:
         """Original names and per-image bounds, encrypted."""
-        self._publish(f"ledger-{shard:05d}.bin", self._seal.seal_ledger(shard, output_sha256, ledger))
+        self._publish(f"ledger-{shard:05d}.bin", self._seal.seal_ledger(shard, output_sha256, ledger), shard)
 
     def read_ledger(self, shard: int, output_sha256: str) -> dict[str, Any] | None:
         """A shard's ledger, or None where the folder has none.
@@ -108,7 +155,15 @@ class OwnerFolder:
     def write_quarantine(self, shard: int, refused: list[Refused]) -> None:
         """The samples that were not taken, with reasons."""
         lines = [{"path": item.path, "reason": item.reason} for item in refused]
-        self._publish(f"quarantine-{shard:05d}.json", json.dumps(lines, indent=1).encode("utf-8"))
+        self._publish(f"quarantine-{shard:05d}.json", json.dumps(lines, indent=1).encode("utf-8"), shard)
+
+    def read_quarantine(self, shard: int) -> list[Refused] | None:
+        """A shard's quarantine list (without the samples' indices), or None where it is absent or damaged."""
+        try:
+            lines = parse_json((self.root / f"quarantine-{shard:05d}.json").read_bytes())
+            return [Refused(-1, line["path"], line["reason"]) for line in lines]
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
 
     def read_journal(self, shard: int) -> dict[str, Any] | None:
         """A shard's journal entry, or None where there is none.
@@ -129,5 +184,19 @@ class OwnerFolder:
             raise StoreDamagedError(f"{path} is damaged: its checksum does not match")
         return body
 
-    def _publish(self, name: str, data: bytes) -> None:
-        publish_bytes(self.root / name, data, self._seal.store_id, mode=0o600)
+    def _publish(self, name: str, data: bytes, shard: int = 0) -> None:
+        publish_bytes(self.root / name, data, self._seal.store_id, shard, self._ops, mode=0o600)
+
+
+def _lives(holder: str) -> bool:
+    """Whether the process that a lock names may still run: on another host nobody can tell."""
+    found = re.match(r"host (.*), pid (\d+), ", holder)
+    if not found or found[1] != socket.gethostname():
+        return True
+    try:
+        os.kill(int(found[2]), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

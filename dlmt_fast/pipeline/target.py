@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -11,7 +12,7 @@ from ..errors import StoreError, UsageError
 from ..stores.contract import Published
 from ..stores.folder import read_listing
 from ..stores.manifest import NAME, Manifest, read_manifest
-from ..stores.publish import OS, FileOps, make_directories, publish_bytes
+from ..stores.publish import OS, FileOps, make_directories, publish_bytes, remove_all, remove_leftovers
 
 _MARKER = ".dlmt-job"
 
@@ -25,20 +26,86 @@ class Target:
             would be deleted.
     """
 
-    def __init__(self, path: Path, single: bool, source: Path, overwrite: bool, ops: FileOps = OS) -> None:
+    def __init__(
+        self, path: Path, single: bool, source: Path, overwrite: bool, resume: bool = False, ops: FileOps = OS
+    ) -> None:
         self.path, self.single, self._ops = path, single, ops
         self.root = path.parent if single else path
         self.manifest = path.with_name(f"{path.name}.{NAME}") if single else path / NAME
         self._marker = path.with_name(f".{path.name}{_MARKER}") if single else path / _MARKER
         self._made: list[Path] = []
         self._old: set[str] = set()
-        self._publishes_manifest = False
+        self._publishes_manifest = self.resumed = False
         if single and path.is_dir():
             raise UsageError(f"{path} is a folder, and an IDX file goes to a file; name the file in it")
         self._refuse_overlap(source)
-        self._refuse_running()
-        if self._taken():
-            self._old = self._files_to_replace(overwrite)
+        if not resume:
+            self._refuse_running()
+            if self._taken():
+                self._old = self._files_to_replace(overwrite)
+
+    @property
+    def old(self) -> set[str]:
+        """The files of the store that is being replaced."""
+        return self._old
+
+    def admit(self, store_id: str, explain: Callable[[str], str]) -> None:
+        """Let the job `store_id` go on with what is here; an empty place is begun anew.
+
+        Args:
+            explain: from another job's id to what differs from it.
+
+        Raises:
+            StoreError: another job's marker or store is here. UsageError: something else is.
+        """
+        marked = self._marked_by(store_id)
+        if marked is not None and marked != store_id:
+            raise StoreError(f"{self.path} belongs to another job, so it cannot be resumed: {explain(marked)}")
+        if marked is None and self._taken():
+            try:
+                manifest = read_manifest(self.path)
+            except StoreError:
+                raise UsageError(f"{self.path} is not empty and no stopped job is there to resume") from None
+            if manifest.store_id != store_id:
+                raise StoreError(f"{self.path} is another job's finished store: {explain(manifest.store_id)}")
+        self.resumed = marked is not None or self._taken()
+
+    def go_on(self, store_id: str, replaced: set[str]) -> None:
+        """Take up a stopped job: the marker is there again, and what a dead attempt left half-written is not."""
+        self._old = replaced
+        if not self._marker.exists():
+            self._mark(store_id)
+        self.sweep(store_id)
+
+    def unfinish(self) -> None:
+        """Remove the manifest of this job's own store, which lost a shard: it is unfinished until that is back."""
+        if not self._old and self.manifest.exists():
+            self._ops.unlink(self.manifest)
+            self._ops.fsync_directory(self.root)
+
+    def sweep(self, store_id: str) -> None:
+        """Remove the job's temporaries; nothing may be writing."""
+        folders = [self.root] if self.single else [Path(folder) for folder, _, _ in os.walk(self.root)]
+        remove_leftovers(folders, store_id, self._ops)
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Remove what a shard that does not count has made visible. Before the old store is retired that is nothing."""
+        if not (self._old and self.manifest.exists()):
+            remove_all((self.root / name for name in names), self._ops)
+
+    def stop(self, store_id: str, keep: bool) -> bool:
+        """After a failure: leave a state to resume, or, where no shard counts and nothing was begun, the place as it
+        was. Gives whether there is something to resume."""
+        self.sweep(store_id)
+        if not self._marker.exists():  # the very last step failed: the store is whole
+            return True
+        if self._publishes_manifest:
+            self._ops.unlink(self.manifest)
+        keep = keep or self.resumed or bool(self._old and not self.manifest.exists())
+        if not keep:
+            self._publishes_manifest = False
+            self.give_up(())
+        return keep
 
     def begin(self, store_id: str) -> None:
         """Make the folder and its marker, exclusively."""
@@ -52,14 +119,22 @@ class Target:
         except BaseException:
             self._remove_empty(self._made)
             raise
+        self._fill(descriptor, store_id)
+
+    def _mark(self, store_id: str) -> None:
+        self._fill(self._ops.create(self._marker), store_id)
+
+    def _fill(self, descriptor: int, store_id: str) -> None:
         try:
             try:
                 self._ops.write(descriptor, store_id.encode("ascii"))
                 self._ops.fsync(descriptor)
             finally:
                 self._ops.close(descriptor)
+            self._ops.fsync_directory(self.root)
         except BaseException:
-            self.give_up(())
+            if not self.resumed:
+                self.give_up(())
             raise
 
     def refuse_unknown(self, names: Iterable[str]) -> None:
@@ -72,19 +147,17 @@ class Target:
         if unknown:
             raise StoreError(f"{self.root / unknown[0]} is in the way and no file of the old store; move it elsewhere")
 
-    def retire_old(self) -> None:
-        """Remove the manifest of a store that is being replaced: from now on it reads as unfinished."""
-        if self._old and self.manifest.exists():
-            self._ops.unlink(self.manifest)
-            self._ops.fsync_directory(self.root)
+    def keep(self, new: Iterable[str]) -> None:
+        """These are files of the new store, whatever the old one had there."""
+        if self._old:
+            self._old -= set(new)
 
-    def finish(self, manifest: Manifest | None, store_id: str, new: Iterable[str]) -> None:
+    def finish(self, manifest: Manifest | None, store_id: str) -> None:
         """Remove what the old store had beside the new files, publish the manifest (a decrypted target has none),
         unmark."""
-        old = self._old - set(new)
-        for name in old:
+        for name in self._old:
             self._ops.unlink(self.root / name)
-        self._remove_empty({self.root / folder for name in old for folder in PurePosixPath(name).parents[:-1]})
+        self._remove_empty({self.root / folder for name in self._old for folder in PurePosixPath(name).parents[:-1]})
         if manifest is not None:
             self._publishes_manifest = True
             publish_bytes(self.manifest, manifest.encode(), store_id, ops=self._ops)
@@ -113,11 +186,24 @@ class Target:
         if here == there or there in here.parents or here in there.parents:
             raise UsageError(f"{self.path} and {source} lie inside each other; choose a target elsewhere")
 
+    def _marked_by(self, store_id: str) -> str | None:
+        """The id in the marker. A marker without one was being made when its job was killed: it is removed."""
+        for wait in (0.5, 0.0):
+            try:
+                found = self._marker.read_bytes().decode("ascii", "replace")
+            except FileNotFoundError:
+                return None
+            if found == store_id or not store_id.startswith(found):
+                return found
+            time.sleep(wait)  # another job may be writing it at this moment
+        self._ops.unlink(self._marker)
+        return None
+
     def _refuse_running(self) -> None:
         if self._marker.exists():
             raise StoreError(
-                f"{self.path} is marked by a job that runs or was killed ({self._marker.name}); "
-                "if none runs, remove what is there and start again"
+                f"{self.path} is marked by a job that runs or was stopped or killed ({self._marker.name}); "
+                "if none runs, the same command with --resume goes on; to give it up, remove what is there"
             )
 
     def _taken(self) -> bool:

@@ -1,26 +1,89 @@
-"""The work on one shard: read, transform, write, publish. Nothing here knows how many shards or workers there are."""
+"""The work on one shard: read, transform, write, publish, enter in the journal. The same function serves a job in one
+process and every worker process; nothing here knows how many shards or workers there are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import errno
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
+from ..errors import StoreDamagedError, StoreError
 from ..functional import encrypt
-from ..schemes import Plan
-from ..stores.contract import Array, Published, Refused, ShardSpec, ShardWriter, Source
+from ..keys import Key
+from ..schemes import DLMT, Plan
+from ..stores.contract import Array, Batch, Published, Refused, ShardSpec, ShardWriter
+from ..stores.folder import FolderWriter
+from ..stores.idx import IdxWriter
+from ..stores.publish import OS, FileOps
 from .job import refused_error
 from .options import JobOptions
+from .owner import OwnerFolder
 from .seal import StoreSeal
+
+_ATTEMPTS = 3
+_PAUSE = 0.2  # seconds before the second attempt, four times as long before each further one
+# Errors of devices and networks that may pass. A full disk or a missing permission does not.
+_PASSING = {
+    *(errno.EIO, errno.ETIMEDOUT, errno.ENOENT, errno.EAGAIN, errno.EBUSY),
+    *(errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH),
+    *(getattr(errno, name) for name in ("ESTALE", "EREMOTEIO") if hasattr(errno, name)),
+}
+
+
+class Reader(Protocol):
+    """What of a source a shard needs."""
+
+    def path_of(self, index: int) -> str: ...
+    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """One shard: its published name and samples, output names by sample index in writing order, and what reads it.
+
+    `sizes` are those of an IDX file (N, H, W); None for a folder.
+    """
+
+    shard: ShardSpec
+    names: dict[int, str]
+    source: Reader
+    sizes: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
 class ShardResult:
-    """A published shard, what the owner keeps about it, and what was refused."""
+    """A published shard, and what was refused."""
 
     published: Published
-    ledger: dict[str, Any]
     refused: list[Refused] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What all shards of a job share. It holds the key, so it pickles only while a worker process is started.
+
+    Attributes:
+        target: the folder that the shards are published in.
+        retire: the manifest of a store that is being replaced, which goes before the first shard is visible.
+        decoders: threads that decode.
+        threads: of the kernels; None: their own choice.
+    """
+
+    key: Key
+    scheme: DLMT
+    options: JobOptions
+    store_id: str
+    dtype: str
+    target: Path
+    owner: Path
+    retire: Path | None
+    decoders: int
+    threads: int | None
+    ops: FileOps = OS
 
 
 class Plans:
@@ -37,58 +100,120 @@ class Plans:
         return self._plans[shape]
 
 
-class Namer:
-    """Output names: `[class/]hidden.suffix`, or with `keep` the original path with the output's suffix.
+def planner(scheme: DLMT, key: Key, options: JobOptions) -> Callable[[tuple[int, ...]], Plan]:
+    """From a shape to its plan."""
 
-    The class is the first folder of a path; with `numbered` it becomes its place among all classes.
-    """
+    def make(shape: tuple[int, ...]) -> Plan:
+        return scheme.plan(key, shape, options.normalize, options.dtype, options.mean, options.std)
 
-    def __init__(self, seal: StoreSeal, keep: bool, numbered: bool, paths: list[str], suffix: str) -> None:
-        classes = sorted({path.partition("/")[0] for path in paths if "/" in path})
-        width = len(str(max(0, len(classes) - 1)))
-        self._classes = {name: f"{i:0{width}d}" if numbered else name for i, name in enumerate(classes)}
-        self._seal, self._keep, self._suffix = seal, keep, suffix
+    return make
 
-    def name(self, path: str) -> str:
-        """The output name of a source path."""
-        first, slash, rest = path.partition("/")
-        prefix = f"{self._classes[first]}/" if slash else ""
-        if not self._keep:
-            return prefix + self._seal.name(path) + self._suffix
-        return prefix + (rest if slash else path).rpartition(".")[0] + self._suffix
+
+class ShardWork:
+    """Does the shards of one job, one after the other."""
+
+    def __init__(self, job: JobContext) -> None:
+        self._job = job
+        self._plans = Plans(planner(job.scheme, job.key, job.options))
+        self._owner = OwnerFolder(job.owner, StoreSeal(job.key, job.store_id), job.ops)
+
+    def run(self, task: Task, advance: Callable[[int], None]) -> ShardResult:
+        """Transform, publish and enter one shard; errors that may pass are tried again from the start.
+
+        Args:
+            task: the shard.
+            advance: called with the number of samples done since the last call, below zero where work is done again.
+
+        Raises:
+            ImageError: a sample cannot be taken, and `on_error` is "fail".
+            StoreError: the journal has another digest for this shard, so that its bytes are not deterministic.
+            OSError: reading or writing failed, the last time.
+        """
+        for attempt in range(1, _ATTEMPTS + 1):
+            done = 0
+
+            def count(samples: int) -> None:
+                nonlocal done
+                done += samples
+                advance(samples)
+
+            try:
+                return self._attempt(task, attempt, count)
+            except OSError as error:
+                if error.errno not in _PASSING or attempt == _ATTEMPTS:
+                    raise
+                advance(-done)
+                time.sleep(_PAUSE * 4 ** (attempt - 1))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _attempt(self, task: Task, attempt: int, advance: Callable[[int], None]) -> ShardResult:
+        job, index = self._job, task.shard.index
+        writer = make_writer(job, task)
+        published, ledger, refused = encrypt_shard(
+            task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, self._retire
+        )
+        self._refuse_another_result(index, published)
+        # The entry comes last: it makes the shard count, so all else of the shard is on disk by then.
+        self._owner.write_ledger(index, published.sha256, ledger)
+        self._owner.write_quarantine(index, refused)
+        self._owner.write_journal(published, index, attempt, len(task.shard.samples), len(refused))
+        return ShardResult(published, refused)
+
+    def _retire(self) -> None:
+        if self._job.retire is not None and self._job.retire.exists():
+            self._job.ops.unlink(self._job.retire)
+            self._job.ops.fsync_directory(self._job.retire.parent)
+
+    def _refuse_another_result(self, index: int, published: Published) -> None:
+        try:
+            entry = self._owner.read_journal(index)
+        except StoreDamagedError:
+            return
+        if entry is not None and (entry["output_sha256"], entry["outputs"]) != (published.sha256, published.count):
+            raise StoreError(
+                f"shard {index} came out with other bytes than the journal {self._owner.root} has for the same job: "
+                "the work is not deterministic on this machine (other library builds?); nothing further is published"
+            )
+
+
+def make_writer(job: JobContext, task: Task) -> ShardWriter:
+    """What writes a task's shard."""
+    shard = task.shard
+    if task.sizes is not None:
+        return IdxWriter(job.target, job.store_id, shard.index, shard.name, job.dtype, task.sizes, job.ops)
+    return FolderWriter(job.target, job.store_id, shard.index, job.ops)
 
 
 def encrypt_shard(
-    source: Source,
-    shard: ShardSpec,
-    names: Mapping[int, str],
+    task: Task,
     plans: Plans,
     writer: ShardWriter,
-    options: JobOptions,
+    on_error: str,
+    decoders: int,
+    threads: int | None,
     advance: Callable[[int], None],
     before_publish: Callable[[], None],
-) -> ShardResult:
-    """Transform and publish one shard; on any error nothing of it stays.
+) -> tuple[Published, Mapping[str, Any], list[Refused]]:
+    """Transform and publish one shard; on any error nothing of it stays. Gives the shard, its ledger, its refused.
 
     Args:
-        names: output names by sample index, in writing order.
-        advance: called with the number of samples done since the last call.
         before_publish: called once, when all is written and nothing is visible yet.
     """
+    names, source = task.names, task.source
     originals: list[list[str]] = []
     bounds: list[Any] = []
     refused: list[Refused] = []
     position = 0
     try:
-        for item in source.read(list(names), options.workers):
+        for item in source.read(list(names), decoders):
             if isinstance(item, Refused):
                 refused.append(item)
-                if options.on_error == "fail":
+                if on_error == "fail":
                     raise refused_error(refused)
                 advance(1)
                 continue
             plan = plans.of(item.images)
-            images, limits = encrypt(item.images, plan, return_bounds=True)
+            images, limits = encrypt(item.images, plan, threads=threads, return_bounds=True)
             outputs = [names[index] for index in item.indices]
             writer.write(range(position, position + len(images)), outputs, images)
             if any(outputs):
@@ -102,4 +227,4 @@ def encrypt_shard(
     except BaseException:
         writer.abort()
         raise
-    return ShardResult(published, {"names": originals, "bounds": bounds}, refused)
+    return published, {"names": originals, "bounds": bounds}, refused

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, pairwise
 from pathlib import Path
@@ -24,6 +24,7 @@ from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary
 
+SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
 _BATCH_BYTES = 4 << 20
 
 
@@ -36,53 +37,14 @@ class Options(NamedTuple):
     ignore: tuple[str, ...] = ()
 
 
-class FolderSource:
-    """Reads a folder of PNG, JPEG, BMP, TIFF and WebP images.
+class FolderImages:
+    """Reads image files of a folder by their index. What a worker gets: the stamps of its shard alone."""
 
-    Files and folders whose name begins with a dot are left alone and counted in `hidden`; any other file must be an
-    image or match `ignore`.
-    """
-
-    kind = "folder"
-
-    def __init__(self, root: Path, options: Options | None = None) -> None:
-        if not root.is_dir():
-            raise StoreError(f"{root} is not a folder" if root.exists() else f"{root} does not exist")
-        self.root, self.options = root, options or Options()
-        self.hidden = self.ignored = 0
-        self._stamps = sorted(self._scan(), key=lambda stamp: os.fsencode(stamp.path))
-        if not self._stamps:
-            raise StoreError(f"{root} holds no files to read")
-
-    @property
-    def left_alone(self) -> str:
-        """What was neither read nor refused, in words; empty where there is none."""
-        parts = [f"{self.hidden} hidden files and folders"] if self.hidden else []
-        return " and ".join(parts + ([f"{self.ignored} files that --ignore names"] if self.ignored else []))
-
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def __init__(self, root: Path, options: Options, stamps: Sequence[FileStamp] | Mapping[int, FileStamp]) -> None:
+        self.root, self.options, self._by_index = root, options, stamps
 
     def path_of(self, index: int) -> str:
-        return self._stamps[index].path
-
-    def shards(self) -> list[ShardSpec]:
-        return [ShardSpec(0, listing_name(0), range(len(self._stamps)))]
-
-    def survey(self) -> Survey:
-        """The shapes of all images, from their headers."""
-        survey = Survey()
-        for index, stamp in enumerate(self._stamps):
-            try:
-                self._check_name(stamp.path)
-                shape = probe(self.root / stamp.path, self.options.channels)
-            except ImageError as error:
-                survey.refused.append(Refused(index, stamp.path, str(error)))
-                continue
-            if self.options.size is not None:
-                shape = (shape[0], *self.options.size)
-            survey.shapes.setdefault(shape, []).append(stamp.path)
-        return survey
+        return self._by_index[index].path
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """Decode in `workers` threads (Pillow releases the GIL); at most a few batches are in memory."""
@@ -114,18 +76,67 @@ class FolderSource:
             yield index, result
 
     def _decode(self, index: int) -> Array | Refused:
-        stamp = self._stamps[index]
+        stamp = self._by_index[index]
         try:
-            self._check_name(stamp.path)
+            _check_name(stamp.path)
             stamp.check_unchanged(self.root)
             return decode(self.root / stamp.path, self.options.channels, self.options.size, self.options.fit)
         except ImageError as error:
             return Refused(index, stamp.path, str(error))
 
-    @staticmethod
-    def _check_name(path: str) -> None:
-        if Path(path).suffix.lower() not in SUFFIXES:
-            raise ImageError(f"its name does not end as an image's ({', '.join(sorted(SUFFIXES))}); --ignore skips it")
+
+class FolderSource(FolderImages):
+    """A folder of PNG, JPEG, BMP, TIFF and WebP images, in the order of their paths' bytes.
+
+    Files and folders whose name begins with a dot are left alone and counted in `hidden`; any other file must be an
+    image or match `ignore`.
+    """
+
+    kind = "folder"
+
+    def __init__(self, root: Path, options: Options | None = None, shard_size: int = SHARD_SIZE) -> None:
+        if not root.is_dir():
+            raise StoreError(f"{root} is not a folder" if root.exists() else f"{root} does not exist")
+        self.root, self.options, self._shard_size = root, options or Options(), shard_size
+        self.hidden = self.ignored = 0
+        self._stamps = sorted(self._scan(), key=lambda stamp: os.fsencode(stamp.path))
+        if not self._stamps:
+            raise StoreError(f"{root} holds no files to read")
+        super().__init__(root, self.options, self._stamps)
+
+    @property
+    def left_alone(self) -> str:
+        """What was neither read nor refused, in words; empty where there is none."""
+        parts = [f"{self.hidden} hidden files and folders"] if self.hidden else []
+        return " and ".join(parts + ([f"{self.ignored} files that --ignore names"] if self.ignored else []))
+
+    def stamps(self) -> list[FileStamp]:
+        return self._stamps
+
+    def shards(self) -> list[ShardSpec]:
+        """Runs of `shard_size` files; the last is shorter."""
+        count, step = len(self._stamps), self._shard_size
+        starts = enumerate(range(0, count, step))
+        return [ShardSpec(i, listing_name(i), range(start, min(start + step, count))) for i, start in starts]
+
+    def part(self, samples: range) -> FolderImages:
+        """What reads these files alone."""
+        return FolderImages(self.root, self.options, {index: self._stamps[index] for index in samples})
+
+    def survey(self) -> Survey:
+        """The shapes of all images, from their headers."""
+        survey = Survey()
+        for index, stamp in enumerate(self._stamps):
+            try:
+                _check_name(stamp.path)
+                shape = probe(self.root / stamp.path, self.options.channels)
+            except ImageError as error:
+                survey.refused.append(Refused(index, stamp.path, str(error)))
+                continue
+            if self.options.size is not None:
+                shape = (shape[0], *self.options.size)
+            survey.shapes.setdefault(shape, []).append(stamp.path)
+        return survey
 
     def _scan(self) -> Iterator[FileStamp]:
         seen = {os.path.realpath(self.root)}
@@ -262,6 +273,11 @@ def _safe(name: str) -> bool:
 def can_be_listed(name: str) -> bool:
     """Whether a listing can hold a relative name, and the name is none of the store's own."""
     return _safe(name) and not name.startswith(("dlmt-store.json", "dlmt-shard-"))
+
+
+def _check_name(path: str) -> None:
+    if Path(path).suffix.lower() not in SUFFIXES:
+        raise ImageError(f"its name does not end as an image's ({', '.join(sorted(SUFFIXES))}); --ignore skips it")
 
 
 def _batch(pending: list[tuple[int, Array]]) -> Batch:

@@ -113,6 +113,17 @@ def remove_all(paths: Iterable[Path], ops: FileOps = OS) -> None:
         ops.unlink(path)
 
 
+def remove_leftovers(folders: Iterable[Path], store_id: str, ops: FileOps = OS, shard: int | None = None) -> None:
+    """Remove the temporaries that dead attempts of a job (or of one of its shards) left in these folders."""
+    prefix = f".tmp-{store_id}-" + ("" if shard is None else f"{shard:05d}-")
+    for folder in folders:
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
+        remove_all(found, ops)
+        if found:
+            ops.fsync_directory(folder)
+
+
 def file_digest(path: Path) -> tuple[int, str]:
     """(size, hex SHA-256) of a file."""
     digest, size = hashlib.sha256(), 0

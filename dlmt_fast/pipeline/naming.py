@@ -1,0 +1,96 @@
+"""What each output file of a folder store is called, and that no two share a name."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from ..errors import StoreError
+from ..stores.contract import ShardSpec, Source
+from ..stores.folder import can_be_listed
+from .options import JobOptions
+from .seal import StoreSeal
+
+
+class Namer:
+    """Output names: `[class/]hidden.suffix`, or with `keep` the original path with the output's suffix.
+
+    The class is the first folder of a path; with `numbered` it becomes its place among all classes.
+    """
+
+    def __init__(self, seal: StoreSeal, keep: bool, numbered: bool, paths: Iterable[str], suffix: str) -> None:
+        classes = sorted({path.partition("/")[0] for path in paths if "/" in path})
+        width = len(str(max(0, len(classes) - 1)))
+        self._classes = {name: f"{i:0{width}d}" if numbered else name for i, name in enumerate(classes)}
+        self._seal, self._keep, self._suffix = seal, keep, suffix
+
+    def name(self, path: str) -> str:
+        """The output name of a source path."""
+        first, slash, rest = path.partition("/")
+        prefix = f"{self._classes[first]}/" if slash else ""
+        if not self._keep:
+            return prefix + self._seal.name(path) + self._suffix
+        return prefix + (rest if slash else path).rpartition(".")[0] + self._suffix
+
+
+class OutputNames:
+    """The names of a whole job, made a shard at a time. IDX files have none and keep their order.
+
+    Args:
+        never_written: the samples that the survey refused; their names may be anything.
+
+    Raises:
+        StoreError: two samples would be written under one name, or a store cannot hold a name.
+    """
+
+    def __init__(
+        self, source: Source, seal: StoreSeal, options: JobOptions, dtype: str, never_written: set[int]
+    ) -> None:
+        self._source, self._seal, self._never_written = source, seal, never_written
+        self._named = source.kind == "folder"
+        suffix = ".png" if dtype == "uint8" else ".npy"
+        paths = (stamp.path for stamp in source.stamps() if self._named)
+        self._namer = Namer(seal, options.names == "keep", options.classes == "index", paths, suffix)
+        if self._named:
+            self._refuse_the_same()
+
+    def of(self, shard: ShardSpec) -> dict[int, str]:
+        """Each sample's output name by index, in writing order."""
+        if not self._named:
+            return dict.fromkeys(shard.samples, "")
+        return dict(sorted(((index, self._name(index)) for index in shard.samples), key=lambda item: item[1]))
+
+    def _name(self, index: int) -> str:
+        path = self._source.path_of(index)
+        return self._seal.name(path) if index in self._never_written else self._namer.name(path)
+
+    def _refuse_the_same(self) -> None:
+        """Names are compared by short digests first, so that a large store needs 8 bytes a file."""
+        count = len(self._source.stamps())
+        suspects = repeated(self._checked(range(count)))
+        named: dict[str, int] = {}
+        for index in range(count) if suspects else ():
+            name = self._name(index)
+            if digest64(name) in suspects and named.setdefault(name, index) != index:
+                one, two = self._source.path_of(named[name]), self._source.path_of(index)
+                raise StoreError(f"{one} and {two} would both be written as {name}")
+
+    def _checked(self, indices: range) -> Iterator[str]:
+        for index in indices:
+            name = self._name(index)
+            if not can_be_listed(name):
+                raise StoreError(f"{self._source.path_of(index)!r} cannot keep its name or class in a store; rename it")
+            yield name
+
+
+def repeated(names: Iterable[str]) -> set[int]:
+    """The `digest64` of every name that occurs twice; a chance collision of digests is among them too."""
+    digests = np.sort(np.fromiter(map(digest64, names), np.uint64))
+    return set(digests[1:][digests[1:] == digests[:-1]].tolist())
+
+
+def digest64(name: str) -> int:
+    """The first 64 bits of a name's SHA-256."""
+    return int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:8], "little")

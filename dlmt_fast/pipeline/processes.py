@@ -1,0 +1,148 @@
+"""Where shards are worked on: in this process, or in spawned workers, a shard at a time each."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import connection, reduction
+from typing import Any
+
+from ..errors import DlmtError, StoreError
+from ..stores.publish import remove_leftovers
+from .worker import JobContext, ShardResult, ShardWork, Task
+
+_DEATHS = 3  # of workers over one shard, then the job fails
+
+
+def run_here(
+    job: JobContext, tasks: Iterator[Task], advance: Callable[[int], None]
+) -> Iterator[tuple[Task, ShardResult]]:
+    """Do the tasks one after the other."""
+    work = ShardWork(job)
+    for task in tasks:
+        yield task, work.run(task, advance)
+
+
+class _Lock:
+    """The descriptor of the job's lock, handed to a worker: while one lives, no other attempt begins."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+
+    def __reduce__(self) -> Any:
+        return _inherited, (reduction.DupFd(self.descriptor),)
+
+
+def _inherited(duplicate: Any) -> _Lock:
+    return _Lock(duplicate.detach())
+
+
+@dataclass
+class _Worker:
+    process: Any
+    pipe: connection.Connection
+    task: Task | None = None
+    done: int = 0
+
+
+def run_in_processes(
+    job: JobContext, tasks: Iterator[Task], processes: int, advance: Callable[[int], None], lock: int
+) -> Iterator[tuple[Task, ShardResult]]:
+    """Do the tasks in `processes` workers. One that is killed is replaced and its shard done again, some times.
+
+    The key reaches a worker in the pipe that starts it, never on a command line or in the environment.
+
+    Raises:
+        StoreError: workers died over one shard again and again. What a worker raised is raised here.
+    """
+    context = multiprocessing.get_context("spawn")
+    deaths: dict[int, int] = {}
+    again: list[Task] = []
+    workers: list[_Worker] = []
+
+    def start() -> _Worker:
+        ours, theirs = context.Pipe()
+        process = context.Process(target=_serve, args=(theirs, job, _Lock(lock)), daemon=True)
+        process.start()
+        theirs.close()
+        return _Worker(process, ours)
+
+    def give(worker: _Worker) -> None:
+        worker.task, worker.done = (again.pop() if again else next(tasks, None)), 0
+        with suppress(OSError):  # it is dead, which the pipe tells below
+            worker.pipe.send(worker.task)
+
+    try:
+        for _ in range(processes):
+            workers.append(start())
+            give(workers[-1])
+        while busy := {worker.pipe: worker for worker in workers if worker.task is not None}:
+            for pipe in connection.wait(list(busy)):
+                worker = busy[pipe]  # type: ignore[index]
+                task = worker.task
+                assert task is not None
+                try:
+                    kind, value = worker.pipe.recv()
+                except (EOFError, OSError):
+                    _bury(worker, task, job, deaths, advance)
+                    again.append(task)
+                    workers[workers.index(worker)] = fresh = start()
+                    give(fresh)
+                    continue
+                if kind == "advance":
+                    worker.done += value
+                    advance(value)
+                elif kind == "failed":
+                    raise value
+                else:
+                    give(worker)
+                    yield task, value
+    finally:
+        for worker in workers:
+            worker.process.kill()
+            worker.process.join()
+            worker.pipe.close()
+
+
+def _bury(worker: _Worker, task: Task, job: JobContext, deaths: dict[int, int], advance: Callable[[int], None]) -> None:
+    """Take back what a dead worker had begun, unless this has happened too often."""
+    worker.process.join()
+    worker.pipe.close()
+    advance(-worker.done)
+    index = task.shard.index
+    deaths[index] = deaths.get(index, 0) + 1
+    if deaths[index] >= _DEATHS:
+        code = worker.process.exitcode
+        how = f"by signal {-code}" if code < 0 else f"with code {code}"
+        raise StoreError(
+            f"shard {index} ended {_DEATHS} workers, the last {how}; signal 9 is most often too little memory: "
+            "fewer --workers or a smaller --shard-size need less"
+        )
+    folders = {(job.target / name).parent for name in task.names.values()} | {job.target, job.owner}
+    remove_leftovers((folder for folder in folders if folder.is_dir()), job.store_id, job.ops, index)
+
+
+def _serve(pipe: connection.Connection, job: JobContext, lock: _Lock) -> None:
+    """A worker: does tasks until the pipe ends. Ctrl-C is the parent's to handle; its end is this process's too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_the_parent, daemon=True).start()
+    work = ShardWork(job)
+    while (task := pipe.recv()) is not None:
+        try:
+            result = work.run(task, lambda count: pipe.send(("advance", count)))
+        except (DlmtError, OSError) as error:
+            pipe.send(("failed", error))
+        else:
+            pipe.send(("done", result))
+
+
+def _end_with_the_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
