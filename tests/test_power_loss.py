@@ -1,0 +1,220 @@
+"""A job survives a power cut at any moment: a disk that forgets what was not synced, run at every step of a job."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dlmt_fast as dlmt
+from dlmt_fast.errors import StoreError
+from dlmt_fast.pipeline import JobOptions, encrypt_store, verify_store
+from dlmt_fast.stores.png import encode_png
+from dlmt_fast.stores.publish import FileOps
+
+SCHEME = dlmt.DLMT("mat_mmt")
+LOSSES = ("bytes and names", "bytes", "nothing")  # the last is a kill: the system goes on and writes all back
+
+
+class PowerLoss(BaseException):
+    """The machine is off. No clean-up of the job catches it or does anything after it."""
+
+
+@dataclass
+class Node:
+    """A file or folder: what is on the disk for sure."""
+
+    folder: bool
+    data: bytes = b""
+    names: dict[str, Node] = field(default_factory=dict)
+    now: dict[str, Node] = field(default_factory=dict)  # a folder's entries as the running system sees them
+
+
+class Disk(FileOps):
+    """Works on real files under `root` and keeps beside them what a power cut would leave.
+
+    Args:
+        root: holds everything that the job writes.
+        last: how many operations succeed; the power fails at the next.
+    """
+
+    def __init__(self, root: Path, last: int = 1 << 30) -> None:
+        self.root, self.last, self.steps, self.off = root, last, 0, False
+        self._open: dict[int, Node] = {}
+        self._tree = self._as_it_is(root)
+
+    def _as_it_is(self, path: Path) -> Node:
+        if not path.is_dir():
+            return Node(False, path.read_bytes())
+        names = {child.name: self._as_it_is(child) for child in path.iterdir() if child.name != "lock"}
+        return Node(True, names=dict(names), now=names)
+
+    def _node(self, path: Path) -> Node:
+        node = self._tree
+        for part in path.relative_to(self.root).parts:
+            node = node.now[part]
+        return node
+
+    def _step(self) -> None:
+        if self.off or self.steps == self.last:
+            self.off = True
+            raise PowerLoss
+        self.steps += 1
+
+    def create(self, path: Path, mode: int = 0o666) -> int:
+        self._step()
+        descriptor = super().create(path, mode)
+        self._open[descriptor] = self._node(path.parent).now[path.name] = Node(False)
+        return descriptor
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> None:
+        self._step()
+        super().write(descriptor, data)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        self._step()
+        super().truncate(descriptor, size)
+
+    def fsync(self, descriptor: int) -> None:
+        self._step()
+        self._open[descriptor].data = os.pread(descriptor, 1 << 24, 0)
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+        self._step()
+
+    def rename(self, old: Path, new: Path) -> None:
+        self._step()
+        super().rename(old, new)
+        self._node(new.parent).now[new.name] = self._node(old.parent).now.pop(old.name)
+
+    def unlink(self, path: Path) -> None:
+        self._step()
+        super().unlink(path)
+        self._node(path.parent).now.pop(path.name, None)
+
+    def mkdir(self, path: Path, mode: int = 0o777) -> None:
+        self._step()
+        super().mkdir(path, mode)
+        self._node(path.parent).now[path.name] = Node(True)
+
+    def fsync_directory(self, path: Path) -> None:
+        self._step()
+        node = self._node(path)
+        node.names = dict(node.now)
+
+    def restart(self, lost: str) -> None:
+        """Make the files those that are found after the cut."""
+        if lost != "nothing":
+            shutil.rmtree(self.root)
+            self._write(self._tree, self.root, lost == "bytes")
+
+    def _write(self, node: Node, path: Path, names_survive: bool) -> None:
+        if not node.folder:
+            path.write_bytes(node.data)
+            return
+        path.mkdir()
+        for name, child in (node.now if names_survive else node.names).items():
+            self._write(child, path / name, names_survive)
+
+
+class Place:
+    """A source of two classes in three shards, beside a folder for all that the job writes."""
+
+    def __init__(self, root: Path, key: dlmt.Key) -> None:
+        self.key, self.source, self.disk = key, root / "source", root / "disk"
+        rng = np.random.default_rng(0)
+        for name in ("a/1.png", "a/2.png", "a/3.png", "b/4.png", "b/5.png"):
+            (self.source / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.source / name).write_bytes(encode_png(rng.integers(0, 256, (1, 2, 3), np.uint8)))
+        self.disk.mkdir()
+
+    def encrypt(self, ops: FileOps, normalize: str = "minmax", **options: bool) -> None:
+        chosen = JobOptions(normalize=normalize, shard_size=2, **options)
+        encrypt_store(self.source, self.disk / "new" / "store", self.key, SCHEME, self.owner, chosen, ops=ops)
+
+    def owner(self, store_id: str) -> Path:
+        return self.disk / "own" / store_id
+
+    def verify(self) -> None:
+        verify_store(self.disk / "new" / "store", self.key, self.owner)
+
+    def found(self) -> dict[str, bytes]:
+        """Every file. Those with fresh nonces (manifest, ledgers) by name alone; `verify` opens them."""
+        sealed = ("dlmt-store.json", ".bin")
+        paths = [path for path in self.disk.rglob("*") if path.is_file() and path.name != "lock"]
+        return {str(path): b"" if path.name.endswith(sealed) else path.read_bytes() for path in paths}
+
+
+def steps_of(place: Place, **options: bool) -> tuple[int, dict[str, bytes]]:
+    disk = Disk(place.disk)
+    place.encrypt(disk, **options)
+    return disk.steps, place.found()
+
+
+@pytest.mark.parametrize("lost", LOSSES)
+def test_a_cut_at_every_step(lost: str, tmp_path: Path, key: dlmt.Key) -> None:
+    place = Place(tmp_path, key)
+    steps, whole = steps_of(place)
+    assert steps > 100
+    assert sum("dlmt-shard-" in name for name in whole) == 3
+    for last in range(steps):
+        shutil.rmtree(place.disk)
+        place.disk.mkdir()
+        disk = Disk(place.disk, last)
+        with pytest.raises(PowerLoss):
+            place.encrypt(disk)
+        disk.restart(lost)
+        place.encrypt(Disk(place.disk), resume=True)
+        assert place.found() == whole, f"after a cut at step {last} of {steps}"
+        place.verify()
+
+
+@pytest.mark.parametrize("lost", LOSSES)
+def test_cuts_while_it_resumes(lost: str, tmp_path: Path, key: dlmt.Key) -> None:
+    """Cut again and again, each time a little after what was reached, until a run ends."""
+    place = Place(tmp_path, key)
+    _, whole = steps_of(place)
+    for stride in (23, 31, 47):
+        shutil.rmtree(place.disk)
+        place.disk.mkdir()
+        cuts = 0
+        while True:
+            disk = Disk(place.disk, stride + cuts)
+            try:
+                place.encrypt(disk, resume=True)
+                break
+            except PowerLoss:
+                disk.restart(lost)
+                cuts += 1
+        assert cuts > 2
+        assert place.found() == whole
+        place.verify()
+
+
+@pytest.mark.parametrize("lost", LOSSES)
+def test_a_cut_while_an_old_store_is_replaced(lost: str, tmp_path: Path, key: dlmt.Key) -> None:
+    """Until the first shard is visible the old store is whole; resuming removes the old files and no unknown one."""
+    place = Place(tmp_path, key)
+    place.encrypt(FileOps(), "none")
+    place.verify()
+    shutil.copytree(place.disk, tmp_path / "before")
+    steps, whole = steps_of(place, overwrite=True)
+    for last in range(0, steps, 3):
+        shutil.rmtree(place.disk)
+        shutil.copytree(tmp_path / "before", place.disk)
+        disk = Disk(place.disk, last)
+        with pytest.raises(PowerLoss):
+            place.encrypt(disk, overwrite=True)
+        disk.restart(lost)
+        try:
+            place.encrypt(Disk(place.disk), resume=True)
+        except StoreError as error:  # cut before the marker was whole: nothing was begun
+            assert "another job's finished store" in str(error)
+            place.encrypt(Disk(place.disk), overwrite=True)
+        assert place.found() == whole, f"after a cut at step {last} of {steps}"
+        place.verify()

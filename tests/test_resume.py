@@ -1,0 +1,164 @@
+"""Resuming a job: what is redone, what is refused, and kills of parent and workers at random moments."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dlmt_fast as dlmt
+from dlmt_fast.errors import StoreError
+from dlmt_fast.pipeline import JobOptions, Summary, encrypt_store, verify_store
+from dlmt_fast.stores.png import encode_png
+
+SCHEME = dlmt.DLMT("mat_mmt")
+
+
+class Place:
+    def __init__(self, root: Path, key: dlmt.Key, count: int) -> None:
+        self.root, self.key, self.source, self.store = root, key, root / "source", root / "store"
+        rng = np.random.default_rng(0)
+        for i in range(count):
+            (self.source / f"{i % 3}").mkdir(parents=True, exist_ok=True)
+            (self.source / f"{i % 3}" / f"{i}.png").write_bytes(encode_png(rng.integers(0, 256, (3, 8, 8), np.uint8)))
+
+    def owner(self, store_id: str) -> Path:
+        return self.root / "k.stores" / store_id
+
+    def encrypt(self, shard_size: int = 2, **options: object) -> Summary:
+        chosen = JobOptions(shard_size=shard_size, **options)  # type: ignore[arg-type]
+        return encrypt_store(self.source, self.store, self.key, SCHEME, self.owner, chosen)
+
+    def files(self) -> dict[str, bytes]:
+        """The store without the manifest, whose sealed header has a fresh nonce."""
+        found = (path for path in self.store.rglob("*") if path.is_file() and path.name != "dlmt-store.json")
+        return {str(path): path.read_bytes() for path in found}
+
+
+def test_workers_change_no_byte(tmp_path: Path, key: dlmt.Key) -> None:
+    place = Place(tmp_path, key, 9)
+    place.encrypt()
+    one = place.files()
+    for path in [*map(Path, one), place.store / "dlmt-store.json"]:
+        path.unlink()
+    for folder in place.store.iterdir():
+        folder.rmdir()
+    assert place.encrypt(workers=2).outputs == 9
+    assert place.files() == one
+    verify_store(place.store, key, place.owner)
+
+
+@pytest.mark.parametrize("what", ["journal", "ledger", "quarantine", "listing", "image"])
+def test_only_what_does_not_count_is_done_again(what: str, tmp_path: Path, key: dlmt.Key) -> None:
+    place = Place(tmp_path, key, 6)
+    store_id = place.encrypt().store_id
+    whole = place.files()
+    own = {path.name: path.stat().st_mtime_ns for path in place.owner(store_id).glob("journal*")}
+    path = {
+        "journal": place.owner(store_id) / "journal-00001.json",
+        "ledger": place.owner(store_id) / "ledger-00001.bin",
+        "quarantine": place.owner(store_id) / "quarantine-00001.json",
+        "listing": place.store / "dlmt-shard-00001.txt",
+        "image": place.store / (place.store / "dlmt-shard-00001.txt").read_text().splitlines()[0].split(" ")[2],
+    }[what]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert "2 of 3 shards" in place.encrypt(resume=True).notes[0]
+    assert place.files() == whole
+    after = {path.name: path.stat().st_mtime_ns for path in place.owner(store_id).glob("journal*")}
+    assert {name for name in own if own[name] != after[name]} == {"journal-00001.json"}
+    verify_store(place.store, key, place.owner)
+    assert "3 of 3 shards" in place.encrypt(resume=True).notes[0]
+
+
+def test_check_compares_digests(tmp_path: Path, key: dlmt.Key) -> None:
+    place = Place(tmp_path, key, 6)
+    place.encrypt()
+    whole = place.files()
+    path = next(Path(name) for name in whole if name.endswith(".png"))
+    path.write_bytes(bytes(len(whole[str(path)])))
+    place.encrypt(resume=True)
+    assert place.files() != whole
+    place.encrypt(resume=True, check=True)
+    assert place.files() == whole
+
+
+@pytest.mark.parametrize("what", ["source", "option", "key", "shard size"])
+def test_another_job_is_refused_and_says_what_differs(what: str, tmp_path: Path, key: dlmt.Key) -> None:
+    place = Place(tmp_path, key, 6)
+    place.encrypt()
+    options: dict[str, object] = {}
+    if what == "source":
+        os.utime(place.source / "0" / "0.png", ns=(1, 1))
+    elif what == "option":
+        options["normalize"] = "none"
+    elif what == "key":
+        place.key = dlmt.Key(bytes(32))
+    else:
+        options["shard_size"] = 3
+    whole = place.files()
+    words = {
+        "source": "a name, size or time among its 6 files",
+        "option": "options: normalize range then, none now",
+        "key": "the key is another",
+        "shard size": "shard size 2 then, 3 now",
+    }[what]
+    with pytest.raises(StoreError, match=words):
+        place.encrypt(resume=True, **options)  # type: ignore[arg-type]
+    assert place.files() == whole
+
+
+def children(pid: int) -> list[int]:
+    """The worker processes of a job."""
+    try:
+        found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [int(c) for c in found if b"spawn_main" in Path(f"/proc/{c}/cmdline").read_bytes()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+
+
+def kill_and_resume(place: Place, kills: int, shard_size: int, longest: float, seed: int) -> None:
+    """Kill a job `kills` times, parent or a worker, resume until it ends, and compare with an uninterrupted run."""
+    rng = random.Random(seed)
+    place.key.save(place.root / "k", params=SCHEME.params)
+    words = ["encrypt", "source", "store", "--key", "k", "--resume", "--workers", "2", "--shard-size", str(shard_size)]
+    command = [sys.executable, "-c", "from dlmt_fast.cli import main; main()", *words]
+    done = 0
+    while done < kills:
+        with subprocess.Popen(command, cwd=place.root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as job:
+            time.sleep(rng.uniform(0.2, longest))
+            workers = children(job.pid)
+            victim = rng.choice([job.pid, *workers])
+            if job.poll() is None:
+                os.kill(victim, signal.SIGKILL)
+                done += 1
+            if victim != job.pid:
+                time.sleep(rng.uniform(0, 0.2))
+                job.kill()
+        if job.returncode == 0:  # it ended before the kill: lose a shard, so that there is work again
+            rng.choice(sorted(place.store.glob("dlmt-shard-*"))).unlink()
+    subprocess.run(command, cwd=place.root, check=True, capture_output=True)
+    interrupted = place.files()
+    assert not [name for name in interrupted if ".tmp-" in name or ".dlmt-job" in name]
+    assert not list((place.root / "k.stores").rglob(".tmp-*"))
+    verify_store(place.store, place.key, place.owner)
+    place.store.rename(place.root / "interrupted")
+    place.encrypt(shard_size)
+    assert place.files() == interrupted
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the workers in /proc")
+def test_a_few_kills(tmp_path: Path, key: dlmt.Key) -> None:
+    kill_and_resume(Place(tmp_path, key, 300), 4, 10, 1.2, 1)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the workers in /proc")
+def test_fifty_kills(tmp_path: Path, key: dlmt.Key) -> None:
+    kill_and_resume(Place(tmp_path, key, 5000), 50, 90, 2.5, 2)
