@@ -89,6 +89,7 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.stores": {"contract", "publish", "manifest", "decode", "png", "npy", "gzipped", "sliced"},
 }
 PRIVATE: dict[str, set[str]] = {
+    "dlmt_fast.stores.cifar": {"restricted_pickle"},
     "dlmt_fast.backends.numba_cpu": {"numba_kernels", "numba_inverse", "pool"},
     "dlmt_fast.backends.numba_inverse": {"numba_kernels"},
 }

@@ -225,6 +225,10 @@ class IdxSource:
         self._check_unchanged(name)
         return read_labels(self.root / name)
 
+    def extra_bytes(self, name: str) -> bytes:
+        """The labels file to be published for one of `extras`: without the name and time that gzip keeps."""
+        return encode_labels(self.read_labels(name), name)
+
     def _check_unchanged(self, name: str) -> None:
         next(stamp for stamp in self._stamps if stamp.path == name).check_unchanged(self.root)
 
@@ -281,11 +285,11 @@ class IdxWriter(SlicedWriter):
         """Compress the finished temporary into another one. Level 0: transformed pixels do not shrink anyway."""
         if not self._name.endswith(".gz"):
             return
-        plain = self._next_temporary()
+        plain, packed = self._next_temporary()
         try:
             os.lseek(plain, 0, os.SEEK_SET)
             chunks = iter(lambda: os.read(plain, 1 << 20), b"")
-            pack(chunks, partial(self._ops.write, self._descriptor), self._level)
+            pack(chunks, partial(self._ops.write, packed), self._level)
         finally:
             self._ops.close(plain)
         self._ops.unlink(self._temporaries[0])

@@ -1,4 +1,4 @@
-"""A file of one array: a preallocated temporary, slices at fixed offsets, and nothing under its name before it is whole."""
+"""A file of one array: a preallocated temporary, slices at fixed offsets, no file under its name before it is whole."""
 
 from __future__ import annotations
 
@@ -75,12 +75,13 @@ class SlicedWriter:
     def _complete(self) -> None:
         """What remains to be done when all values are written; `_next_temporary` may replace the file."""
 
-    def _next_temporary(self) -> int:
-        """Begin another temporary, which will be published; gives the descriptor of the one before, to be closed."""
+    def _next_temporary(self) -> tuple[int, int]:
+        """Begin another temporary, which will be published; gives the descriptors of the one before, to be closed by
+        the caller, and of the new one."""
         assert self._descriptor is not None
         self._temporaries.append(self._root / temporary_name(self._store_id, self._shard))
         before, self._descriptor = self._descriptor, self._ops.create(self._temporaries[-1])
-        return before
+        return before, self._descriptor
 
     def _write_at(self, offset: int, data: bytes | memoryview) -> None:
         assert self._descriptor is not None
