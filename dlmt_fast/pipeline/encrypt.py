@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from ..errors import ParameterError, StoreError
+from ..errors import StoreError
 from ..keys import Key
 from ..schemes import DLMT, Plan
-from ..stores.contract import Published, Shape, ShardSpec, ShardWriter, Source, Survey
-from ..stores.folder import FolderWriter, can_be_listed
-from ..stores.idx import IdxSource, IdxWriter, encode_labels
+from ..stores.contract import Published, Shape, ShardSpec, Source, Survey
+from ..stores.folder import can_be_listed
 from ..stores.manifest import Manifest
 from ..stores.publish import publish_bytes
 from .job import header, job_record, settle_shape
+from .kinds import UNNAMED, check_dtype, extra_names, is_single, new_writer, shard_name, target_kind
 from .open import open_source
 from .options import JobOptions
 from .owner import OwnerFolder
@@ -34,14 +34,17 @@ def encrypt_store(
     options: JobOptions | None = None,
     source_kind: str | None = None,
     progress: Progress = no_progress,
+    target_named: str | None = None,
 ) -> Summary:
-    """Transform every image of a store into a new store of the same kind.
+    """Transform every image of a store into a new store: of the same kind, or of `target_named`.
 
     Args:
-        source_path, target_path: a folder of images, an IDX file, or a folder of IDX files.
+        source_path: a folder of images, an IDX or .npy file, a folder of such files, or CIFAR-10 or CIFAR-100.
+        target_path: a file where the source is one of images, else a folder.
         owner_folder: from the store's id to the folder for job record, journal, ledger and quarantine lists.
-        source_kind: "folder" or "idx" where the content does not tell.
+        source_kind: "folder", "idx", "cifar" or "npy" where the content does not tell.
         progress: called with (samples done, samples in all).
+        target_named: the kind of the target; see `kinds.TARGETS`.
 
     Returns:
         Counts that add up: inputs = outputs + quarantined.
@@ -51,17 +54,18 @@ def encrypt_store(
     """
     options, started = options or JobOptions(), time.perf_counter()
     source = open_source(source_path, options, source_kind)
-    target = Target(target_path, isinstance(source, IdxSource) and source.single, source_path, options.overwrite)
+    kind = target_kind(source, target_named)
+    target = Target(target_path, is_single(source), source_path, options.overwrite)
     survey = source.survey()
     shape = settle_shape(survey, options)
     plans = Plans(_planner(scheme, key, options))
-    dtype = _stored_dtype(scheme, key, options, survey.shapes, source.kind)
+    dtype = _stored_dtype(scheme, key, options, survey.shapes, kind)
 
-    record = job_record(source, scheme, options, source.kind)
+    record = job_record(source, scheme, options, kind)
     seal = StoreSeal(key, store_id_of(key, record))
     owner = OwnerFolder(owner_folder(seal.store_id), seal)
     owner.prepare(target.path)
-    summary = Summary("encrypt", str(source_path), str(target_path), seal.store_id, kind=source.kind, dtype=dtype)
+    summary = Summary("encrypt", str(source_path), str(target_path), seal.store_id, kind=kind, dtype=dtype)
     with owner.locked():
         owner.write_record(record)
         target.begin(seal.store_id)
@@ -70,18 +74,21 @@ def encrypt_store(
         try:
             count = counter(progress, sum(len(shard.samples) for shard in source.shards()))
             for shard in source.shards():
-                names = _names(source, shard, seal, options, dtype, survey)
-                target.refuse_unknown({*names.values(), _shard_name(target, shard)} - {""})
-                writer = _writer(source, target, seal, shard, dtype)
+                names = _names(source, kind, shard, seal, options, dtype, survey)
+                name = shard_name(source, shard, target.path if target.single else None, seal, options)
+                target.refuse_unknown({*names.values(), name} - {""})
+                writer = new_writer(source, target.root, seal, shard, name, dtype)
                 result = encrypt_shard(source, shard, names, plans, writer, options, count, target.retire_old)
                 shards.append(result.published)
-                new |= files_of_shard(target.root, source.kind, result.published)
+                new |= files_of_shard(target.root, kind, result.published)
+                if name != shard.name and kind in UNNAMED:
+                    result.ledger["file"] = shard.name
                 _keep(owner, shard, result)
                 summary.add(len(shard.samples), result.published, result.refused)
-            extras = _copy_labels(source, target, seal, new) if isinstance(source, IdxSource) else ()
+            extras = _copy_labels(source, target, seal, [shard.name for shard in shards], new)
             sealed = seal.seal_header(header(scheme, options, dtype, shape))
             manifest = Manifest(
-                source.kind, seal.store_id, dtype, shape, summary.outputs, tuple(shards), tuple(extras), sealed
+                kind, seal.store_id, dtype, shape, summary.outputs, tuple(shards), tuple(extras), sealed
             )
             target.finish(manifest, seal.store_id, new)
         except BaseException:
@@ -103,18 +110,15 @@ def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, shapes: dict[Shap
     """The dtype of the files; refuses what no plan or no file of this kind can hold, before any work."""
     make = _planner(scheme, key, options)
     dtype = {make((channels, 1, 1)).dtype for channels in {shape[0] for shape in shapes}}.pop()
-    if dtype == "bfloat16":
-        raise ParameterError("stores hold no bfloat16, which NumPy's files do not know; use --dtype float32 or float16")
-    if kind == "idx" and dtype not in ("uint8", "int32", "float32"):
-        raise ParameterError(f"IDX files hold uint8, int32 or float32, not {dtype}; choose one with --dtype")
+    check_dtype(kind, dtype)
     return dtype
 
 
 def _names(
-    source: Source, shard: ShardSpec, seal: StoreSeal, options: JobOptions, dtype: str, survey: Survey
+    source: Source, kind: str, shard: ShardSpec, seal: StoreSeal, options: JobOptions, dtype: str, survey: Survey
 ) -> dict[int, str]:
-    """Each sample's output name by index, in writing order. IDX files have no names and keep their order."""
-    if source.kind == "idx":
+    """Each sample's output name by index, in writing order. Images in arrays have no names and keep their order."""
+    if kind in UNNAMED:
         return dict.fromkeys(shard.samples, "")
     paths = [stamp.path for stamp in source.stamps()]
     namer = Namer(
@@ -132,17 +136,6 @@ def _names(
     return {index: name for name, index in sorted(named.items())}
 
 
-def _shard_name(target: Target, shard: ShardSpec) -> str:
-    return target.path.name if target.single else shard.name
-
-
-def _writer(source: Source, target: Target, seal: StoreSeal, shard: ShardSpec, dtype: str) -> ShardWriter:
-    if isinstance(source, IdxSource):
-        sizes = source.headers[shard.index].sizes
-        return IdxWriter(target.root, seal.store_id, shard.index, _shard_name(target, shard), dtype, sizes)
-    return FolderWriter(target.root, seal.store_id, shard.index)
-
-
 def _keep(owner: OwnerFolder, shard: ShardSpec, result: ShardResult) -> None:
     """Ledger and quarantine list first, then the journal entry that makes the shard count."""
     owner.write_ledger(shard.index, result.published.sha256, result.ledger)
@@ -150,12 +143,12 @@ def _keep(owner: OwnerFolder, shard: ShardSpec, result: ShardResult) -> None:
     owner.write_journal(result.published, shard.index, len(shard.samples), len(result.refused))
 
 
-def _copy_labels(source: IdxSource, target: Target, seal: StoreSeal, new: set[str]) -> list[Published]:
-    """Labels pass: training needs them. The name and time that gzip keeps do not."""
+def _copy_labels(source: Source, target: Target, seal: StoreSeal, shards: list[str], new: set[str]) -> list[Published]:
+    """Labels pass: training needs them."""
     copied = []
-    target.refuse_unknown(source.extras)
-    for name in source.extras:
-        data = encode_labels(source.read_labels(name), name)
+    for original, name in extra_names(source, shards):
+        target.refuse_unknown([name])
+        data = source.extra_bytes(original)
         new.add(name)
         publish_bytes(target.root / name, data, seal.store_id)
         copied.append(Published(name, 1, len(data), hashlib.sha256(data).hexdigest()))
