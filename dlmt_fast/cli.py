@@ -41,7 +41,9 @@ PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="A file that holds the passphrase of a sealed key.")
 ]
 Owner = Annotated[Path | None, typer.Option("--owner", help="The owner's folder [default: KEYFILE.stores/STORE_ID].")]
-Source = Annotated[Path, typer.Argument(metavar="SRC", help="A folder of images, an IDX file, or a folder of those.")]
+Source = Annotated[
+    Path, typer.Argument(metavar="SRC", help="A folder of images, IDX or .npy files, CIFAR's folder or archive.")
+]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="Where to; must not exist or be empty.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier store at DST.")]
 
@@ -119,7 +121,7 @@ def encrypt(
     shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this job where it stopped.")] = False,
     check: Annotated[bool, typer.Option("--check", help="With --resume: compare digests too.")] = False,
-    from_kind: Annotated[str | None, typer.Option("--from", help="folder or idx, where SRC does not tell.")] = None,
+    from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC: folder, idx, cifar or npy.")] = None,
     owner: Owner = None,
     overwrite: Overwrite = False,
     as_json: Json = False,

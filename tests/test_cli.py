@@ -163,7 +163,7 @@ WRONG_USE: list[tuple[str, str]] = [
 ]
 FAILED: list[tuple[str, str]] = [
     ("encrypt nothing new --key k", "nothing does not exist"),
-    ("encrypt text new --key k", "text is neither a folder of images nor an IDX file; --from names its kind"),
+    ("encrypt text new --key k", "text is neither a folder of images, nor an IDX or .npy file"),
     ("encrypt text new --key k --from idx", "text is not an IDX file"),
     ("encrypt empty new --key k", "empty holds no files to read"),
     ("encrypt photos new --key missing", "no key file missing; dlmt keygen makes one"),
@@ -364,6 +364,26 @@ def test_fashion_mnist_there_and_back(dlmt_command: Run) -> None:
     assert dlmt_command("verify", "train-images-idx3-ubyte.gz", "--key", "k").code == 0
     assert dlmt_command("decrypt", "train-images-idx3-ubyte.gz", "back.gz", "--key", "k").code == 0
     assert gzip.decompress(Path("back.gz").read_bytes()) == gzip.decompress(source.read_bytes())
+
+
+@pytest.mark.parametrize("kind", ["npy", "cifar"])
+def test_arrays_there_and_back(dlmt_command: Run, kind: str) -> None:
+    Path("source").mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (5, 3, 32, 32), np.uint8)
+    if kind == "npy":
+        np.save("source/train-images.npy", values)
+        np.save("source/train-labels.npy", np.arange(5, dtype=np.uint8))
+    for name in [f"data_batch_{i}.bin" for i in range(1, 6)] + ["test_batch.bin"] if kind == "cifar" else []:
+        labels = np.arange(5, dtype=np.uint8)[:, None]
+        Path("source", name).write_bytes(np.concatenate([labels, values.reshape(5, -1)], axis=1).tobytes())
+    dlmt_command("keygen", "k")
+    done = dlmt_command("encrypt", "source", "store", "--key", "k", "--normalize", "none", "--from", kind, "--json")
+    assert (done.code, done.json["kind"], done.json["outputs"]) == (0, "npy", 5 if kind == "npy" else 30)
+    assert dlmt_command("verify", "store", "--key", "k").code == 0
+    assert dlmt_command("decrypt", "store", "back", "--key", "k").code == 0
+    found = np.load("back/train-images.npy", allow_pickle=False)
+    assert np.array_equal(found, np.concatenate([values] * (1 if kind == "npy" else 5)))
+    assert np.load("back/train-labels.npy").tolist() == list(range(5)) * (1 if kind == "npy" else 5)
 
 
 def test_photographs_there_and_back(dlmt_command: Run) -> None:

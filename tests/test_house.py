@@ -86,9 +86,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 SHARED: dict[str, set[str]] = {
     "dlmt_fast.schemes": {"plan", "matrices", "precision"},
     "dlmt_fast.backends": {"contract", "built"},
-    "dlmt_fast.stores": {"contract", "publish", "manifest", "decode", "png", "npy", "gzipped"},
+    "dlmt_fast.stores": {"contract", "publish", "manifest", "decode", "png", "npy", "gzipped", "sliced"},
 }
 PRIVATE: dict[str, set[str]] = {
+    "dlmt_fast.stores.cifar": {"restricted_pickle"},
     "dlmt_fast.backends.numba_cpu": {"numba_kernels", "numba_inverse", "pool"},
     "dlmt_fast.backends.numba_inverse": {"numba_kernels"},
 }

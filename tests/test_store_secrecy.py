@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import hmac
 import json
+import pickle
 import re
 import struct
 import zlib
@@ -59,7 +60,7 @@ def text_and_body(name: str, data: bytes) -> tuple[bytes, bytes]:
     if name.endswith(".npy"):
         end = 10 + int.from_bytes(data[8:10], "little")
         header = re.fullmatch(
-            rb"\{'descr': '[|<]\w+', 'fortran_order': False, 'shape': \(\d+, \d+, \d+\), \} *\n", data[10:end]
+            rb"\{'descr': '[|<]\w+', 'fortran_order': False, 'shape': \((\d+, ?)+\d*\), \} *\n", data[10:end]
         )
         assert header
         return header[0], data[end:]
@@ -120,12 +121,35 @@ def mnist(root: Path) -> list[bytes]:
     return [b"unpublished", struct.pack("<I", 1234567890)]
 
 
+def arrays(root: Path) -> list[bytes]:
+    root.mkdir()
+    values = np.random.default_rng(0).integers(0, 256, (6, 5, 4, 3), np.uint8)
+    np.save(root / "anna-holiday.npy", values)
+    np.save(root / "anna-holiday-labels.npy", np.arange(6))
+    np.save(root / "passport.npy", values)
+    return [b"anna", b"holiday", b"passport"]
+
+
+def cifar(root: Path) -> list[bytes]:
+    root.mkdir()
+    for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
+        fields = {"batch_label": "a private batch", "filenames": ["anna_s_01.png"] * 3, "labels": [1, 2, 3]}
+        pixels = np.random.default_rng(0).integers(0, 256, (3, 3072), np.uint8)
+        (root / name).write_bytes(pickle.dumps(fields | {"data": pixels}))
+    (root / "batches.meta").write_bytes(pickle.dumps({"label_names": ["passport"]}))
+    return [b"anna", b"private", b"passport", b"batch", b"numpy"]
+
+
+#: How many files each source becomes.
+FILES = {photos: 4, mnist: 4, arrays: 4, cifar: 5}
+
+
 @pytest.mark.parametrize(
     "options",
     [{}, {"dtype": "float32", "mean": (0.5,), "std": (0.25,)}, {"normalize": "none"}, {"normalize": "minmax"}],
     ids=str,
 )
-@pytest.mark.parametrize("make", [photos, mnist])
+@pytest.mark.parametrize("make", FILES)
 def test_a_store_tells_nothing_of_key_names_or_settings(
     make: Any, options: dict[str, Any], tmp_path: Path, secret: bytes, key: dlmt.Key
 ) -> None:
@@ -139,7 +163,7 @@ def test_a_store_tells_nothing_of_key_names_or_settings(
     secrets += [hkdf(secret, f"{purpose}/{done.store_id}") for purpose in ("names", "header", "ledger")]
     words += [spelling for value in secrets for spelling in spellings(value)]
     uploaded = {path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*") if path.is_file()}
-    assert len(uploaded) == 4
+    assert len(uploaded) == FILES[make]
     for name, data in uploaded.items():
         text, body = text_and_body(name, data)
         assert not re.search(SETTINGS, text), (name, text)

@@ -30,24 +30,33 @@ int64_t bytes_of(Dtype dtype) {
     return dtype == Dtype::int32 || dtype == Dtype::float32 ? 4 : 2;
 }
 
-// The images, in blocks of whole images; or, where images are few and large, each of them in blocks of positions.
+// Positions that a part takes of every image at least, where parts are cut across all images.
+constexpr int64_t kLeastShared = 4096;
+
+// The images, in blocks of whole images; or, where images are few and large, each of them in blocks of positions. With
+// `across`, large images are cut at the same positions: each part of the key is then read once, not once a block.
 struct Blocks {
-    Blocks(const Job& job, int threads) : images(job.n), size(job.size) {
+    Blocks(const Job& job, int threads, bool across = false) : images(job.n), size(job.size) {
         const int64_t most = static_cast<int64_t>(threads) * kPartsPerThread;
         const int64_t parts = std::max<int64_t>(1, std::min(most, job.n * job.size / kGrain));
-        if (threads < 2 || parts < 2) {
-            blocks = 1;
-        } else if (job.n >= parts) {
-            blocks = parts;
-        } else {
-            blocks = job.n;
-            chunks = std::max<int64_t>(1, std::min((parts + job.n - 1) / job.n, job.size / kGrain));
-            // Whole rows of spread-out parameters, and whole cache lines.
-            const int64_t unit = job.row != 0 ? job.row : 256;
-            chunk = ((job.size + chunks - 1) / chunks + unit - 1) / unit * unit;
-            chunks = (job.size + chunk - 1) / chunk;
+        if (threads >= 2 && parts >= 2) {
+            if (across && job.size / parts >= kLeastShared) {
+                cut(job, parts);
+            } else if (job.n >= parts) {
+                blocks = parts;
+            } else {
+                blocks = job.n;
+                cut(job, std::max<int64_t>(1, std::min((parts + job.n - 1) / job.n, job.size / kGrain)));
+            }
         }
         if (chunks == 1) chunk = size;
+    }
+
+    // Into whole rows of spread-out parameters, and whole cache lines.
+    void cut(const Job& job, int64_t wanted) {
+        const int64_t unit = job.row != 0 ? job.row : 256;
+        chunk = ((size + wanted - 1) / wanted + unit - 1) / unit * unit;
+        chunks = (size + chunk - 1) / chunk;
     }
 
     int64_t count() const { return blocks * chunks; }
@@ -140,7 +149,8 @@ void affine(const Job& given, int threads) {
     job.streaming = job.in != job.out && job.n * job.size * bytes_of(job.dtype) >= kStreamingBytes;
     const Kernels& use = kernels();
     if (job.n == 0) return;
-    const Blocks blocks(job, threads);
+    // With float results the key is the smaller part, and stores that pass the caches like whole images.
+    const Blocks blocks(job, threads, !job.is_minmax() && job.dtype == Dtype::uint8);
     if (job.is_minmax()) {
         return blocks.chunks == 1 ? minmax_by_image(job, use, blocks, threads)
                                   : minmax_by_chunk(job, use, blocks, threads);

@@ -19,7 +19,7 @@ from ..backends import reference
 from .workloads import Operation, Workload
 
 _SAMPLE_SECONDS = 0.002  # repeat short calls within a sample until it is this long
-_SLOW_SECONDS = 0.5  # a contender that takes longer than this a call gets few rounds
+_SLOW_TIMES = 8  # a contender that takes longer than so many times the limit gets few rounds
 _SLOW_ROUNDS = 3
 _SETTLE_SECONDS = 0.02  # threads of OpenMP wait for more work in a loop, on processors that the next one needs
 _CHECKED_IMAGES = 512  # images whose results are compared with the reference
@@ -89,18 +89,17 @@ def measure(
     Args:
         images: the workload's images.
         threads: what the contenders were made with, for the record.
-        rounds: turns each contender gets at most; slow ones get fewer.
+        rounds: turns each contender gets at most; those that are many times slower than the limit get three.
         budget_seconds: no new round begins after this, not counting the first rounds, in which slow ones take part.
 
     Raises:
         Disagreement: an output differs from the reference.
     """
     _check(workload, operation, contenders, images)
-    repeats, limits = {}, {}
-    for contender in contenders:
-        seconds = min(_timed(contender, 1) for _ in range(2))
-        repeats[contender.name] = max(1, round(_SAMPLE_SECONDS / max(seconds, 1e-9)))
-        limits[contender.name] = _SLOW_ROUNDS if seconds > _SLOW_SECONDS else rounds
+    seconds = {contender.name: min(_timed(contender, 1) for _ in range(2)) for contender in contenders}
+    repeats = {name: max(1, round(_SAMPLE_SECONDS / max(taken, 1e-9))) for name, taken in seconds.items()}
+    limit = min(seconds[contender.name] for contender in contenders if contender.group == "limit")
+    quick = {name for name, taken in seconds.items() if taken <= _SLOW_TIMES * limit}
     samples: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     started = time.perf_counter()
     gc.collect()
@@ -110,22 +109,17 @@ def measure(
             if turn == _SLOW_ROUNDS:  # from here on only the quick ones run, and the budget is theirs
                 started = time.perf_counter()
             for contender in contenders:
-                if turn < limits[contender.name]:
+                if turn < _SLOW_ROUNDS or contender.name in quick:
                     if threads > 1:
-                        _settle(contender, quick=limits[contender.name] == rounds)
+                        time.sleep(_SETTLE_SECONDS)
+                    if contender.name in quick:
+                        contender.call()  # wakes its threads, and its memory, which machines map anew after a pause
                     samples[contender.name].append(_timed(contender, repeats[contender.name]))
             if turn >= _SLOW_ROUNDS and time.perf_counter() - started > budget_seconds:
                 break
     finally:
         gc.enable()
     return _rows(workload, operation, contenders, samples, threads)
-
-
-def _settle(contender: Contender, quick: bool) -> None:
-    """Lets the threads of the contender before fall asleep, and wakes those of this one."""
-    time.sleep(_SETTLE_SECONDS)
-    if quick:
-        contender.call()
 
 
 def _timed(contender: Contender, repeats: int) -> float:

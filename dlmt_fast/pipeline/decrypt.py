@@ -15,6 +15,7 @@ from ..keys import Key
 from ..stores.contract import Published, ShardWriter
 from ..stores.folder import FolderWriter
 from ..stores.idx import IdxWriter
+from ..stores.npy_arrays import NpyWriter, labels_name
 from ..stores.publish import publish_bytes
 from .naming import digest64, repeated
 from .owner import OwnerFolder
@@ -32,11 +33,11 @@ def decrypt_store(
     owner_folder: Callable[[str], Path],
     progress: Progress = no_progress,
 ) -> Summary:
-    """Recover the images of a store: a folder of PNG files under their original names, or IDX files.
+    """Recover the images of a store: a folder of PNG files under their original names, or IDX or .npy files.
 
     Args:
         source_path: a store that `encrypt_store` wrote.
-        target_path: a new folder, or a new file for a single IDX file.
+        target_path: a new folder, or a new file for a store that is one file.
         owner_folder: from the store's id to the owner's folder. Without it names stay hidden, and min-max stores
             cannot be decrypted.
 
@@ -54,6 +55,7 @@ def decrypt_store(
     ledgers = [f"ledger-{index:05d}.bin" for index in range(len(manifest.shards))]
     target.begin(manifest.store_id)
     written: list[str] = []
+    extras: dict[str, str] = {}
     try:
         originals = OriginalNames(
             lambda: (_names_of(owner.read_ledger(i, shard.sha256)) for i, shard in enumerate(manifest.shards))
@@ -68,12 +70,15 @@ def decrypt_store(
                 )
             published, names = _decrypt_shard(store, shard, index, ledger or {}, originals, target, advance)
             written += names
+            if manifest.kind == "npy":
+                extras[labels_name(shard.name)] = labels_name(published.name)
             summary.add(shard.count, published, [])
         for extra in manifest.extras:
-            target.refuse_unknown([extra.name])
+            name = extras.get(extra.name, extra.name)
+            target.refuse_unknown([name])
             check_published(store.root / extra.name, extra)
-            written.append(extra.name)
-            publish_bytes(target.root / extra.name, (store.root / extra.name).read_bytes(), manifest.store_id)
+            written.append(name)
+            publish_bytes(target.root / name, (store.root / extra.name).read_bytes(), manifest.store_id)
         target.finish(None, manifest.store_id)
     except BaseException:
         target.give_up(written)
@@ -99,7 +104,7 @@ def _decrypt_shard(
     bounds = np.array(ledger.get("bounds", []), np.int32)
     order = _ledger_order(ledger)
     names: list[str] = []
-    writer = _writer(store, shard, index, target)
+    writer = _writer(store, shard, index, target, ledger.get("file"))
     try:
         for batch in store.read(shard):
             plan = store.plans.of(batch.images)
@@ -121,11 +126,15 @@ def _decrypt_shard(
     return published, names if store.manifest.kind == "folder" else [published.name]
 
 
-def _writer(store: StoredImages, shard: Published, index: int, target: Target) -> ShardWriter:
+def _writer(store: StoredImages, shard: Published, index: int, target: Target, original: str | None) -> ShardWriter:
     store_id = store.manifest.store_id
     if store.manifest.kind == "folder":
         return FolderWriter(target.root, store_id, index, listed=False)
-    name = target.path.name if target.single else shard.name
+    name = target.path.name if target.single else original or shard.name
+    if store.manifest.kind == "npy":
+        shape = store.array_shape(shard)
+        target.refuse_unknown([name])
+        return NpyWriter(target.root, store_id, index, name, "uint8", shape)
     sizes = store.idx_sizes(shard)
     target.refuse_unknown([name])
     return IdxWriter(target.root, store_id, index, name, "uint8", sizes, level=_PLAIN_GZIP_LEVEL)

@@ -8,16 +8,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ParameterError
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Published, Shape, ShardSpec, Source
 from ..stores.folder import FolderSource
-from ..stores.idx import IdxSource, encode_labels
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, publish_bytes
 from .finished import finished
 from .job import differences, header, job_record, settle_shape
+from .kinds import check_dtype, extra_names, is_single, shard_name, target_kind
 from .naming import OutputNames
 from .open import open_source
 from .options import JobOptions
@@ -40,20 +39,23 @@ def encrypt_store(
     progress: Progress = no_progress,
     ops: FileOps = OS,
     tell: Callable[[str], None] = lambda text: None,
+    target_named: str | None = None,
 ) -> Summary:
-    """Transform every image of a store into a new store of the same kind.
+    """Transform every image of a store into a new store: of the same kind, or of `target_named`.
 
     A shard counts once its journal entry is on disk. A job that is stopped, fails or is killed after that leaves its
     shards, marked as unfinished; the same call with `options.resume` does the rest. One that stops before any shard
     counts leaves the target as it was.
 
     Args:
-        source_path, target_path: a folder of images, an IDX file, or a folder of IDX files.
+        source_path: a folder of images, an IDX or .npy file, a folder of such files, or CIFAR-10 or CIFAR-100.
+        target_path: a file where the source is one of images, else a folder.
         owner_folder: from the store's id to the folder for job record, journal, ledger and quarantine lists.
-        source_kind: "folder" or "idx" where the content does not tell.
+        source_kind: "folder", "idx", "cifar" or "npy" where the content does not tell.
         progress: called with (samples done, samples in all).
         ops: the disk.
         tell: called with what is left and how to go on, when the job stops before its end.
+        target_named: the kind of the target; see `kinds.TARGETS`.
 
     Returns:
         Counts that add up: inputs = outputs + quarantined.
@@ -64,13 +66,13 @@ def encrypt_store(
     """
     options, started = options or JobOptions(), time.perf_counter()
     source = open_source(source_path, options, source_kind)
-    single = isinstance(source, IdxSource) and source.single
-    target = Target(target_path, single, source_path, options.overwrite, options.resume, ops)
+    kind = target_kind(source, target_named)
+    target = Target(target_path, is_single(source), source_path, options.overwrite, options.resume, ops)
     survey = source.survey()
     shape = settle_shape(survey, options)
-    dtype = _stored_dtype(scheme, key, options, survey.shapes, source.kind)
+    dtype = _stored_dtype(scheme, key, options, survey.shapes, kind)
 
-    record = job_record(source, scheme, options, source.kind)
+    record = job_record(source, scheme, options, kind)
     seal = StoreSeal(key, store_id_of(key, record))
     store_id = seal.store_id
     if options.resume:
@@ -78,15 +80,16 @@ def encrypt_store(
     names = OutputNames(source, seal, options, dtype, {item.index for item in survey.refused})
     owner = OwnerFolder(owner_folder(store_id), seal, ops)
     owner.prepare(target.path)
-    summary = Summary("encrypt", str(source_path), str(target_path), store_id, kind=source.kind, dtype=dtype)
-    shards = [replace(shard, name=target.path.name) if single else shard for shard in source.shards()]
+    summary = Summary("encrypt", str(source_path), str(target_path), store_id, kind=kind, dtype=dtype)
+    single = target.path if target.single else None
+    shards = [replace(shard, name=shard_name(source, shard, single, seal, options)) for shard in source.shards()]
     with owner.locked() as lock:
         owner.write_record(record)
         if target.resumed:
             target.go_on(store_id, owner.read_replaced())
         else:
-            _begin(target, owner, store_id, (name for shard in shards for name in _files(shard, names, source)))
-        results = _finished(target, source.kind, shards, store_id, owner, options.check) if target.resumed else {}
+            _begin(target, owner, store_id, _files(source, shards, names))
+        results = _finished(target, kind, shards, store_id, owner, options.check) if target.resumed else {}
         todo = [shard for shard in shards if shard.index not in results]
         advance = counter(progress, sum(len(shard.samples) for shard in shards))
         advance(sum(len(shard.samples) for shard in shards if shard.index in results))
@@ -111,21 +114,21 @@ def encrypt_store(
             for task, result in done:
                 results[task.shard.index] = result
                 del begun[task.shard.index]
-            extras = _copy_labels(source, target, store_id, ops) if isinstance(source, IdxSource) else []
+            extras = _copy_labels(source, target, store_id, shards, ops)
             for shard in shards:
                 result = results[shard.index]
                 summary.add(len(shard.samples), result.published, result.refused)
                 if target.old:
-                    target.keep(files_of_shard(target.root, source.kind, result.published))
+                    target.keep(files_of_shard(target.root, kind, result.published))
             target.keep(extra.name for extra in extras)
             published = tuple(results[shard.index].published for shard in shards)
             sealed = seal.seal_header(header(scheme, options, dtype, shape))
-            manifest = Manifest(source.kind, store_id, dtype, shape, summary.outputs, published, tuple(extras), sealed)
+            manifest = Manifest(kind, store_id, dtype, shape, summary.outputs, published, tuple(extras), sealed)
             target.finish(manifest, store_id)
             owner.forget_replaced()
         except BaseException:
             for task in begun.values():
-                if finished(target.root, source.kind, task.shard, store_id, owner, False) is None:
+                if finished(target.root, kind, task.shard, store_id, owner, False) is None:
                     target.discard([*filter(None, task.names.values()), task.shard.name])
                 else:
                     results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
@@ -149,10 +152,13 @@ def _begin(target: Target, owner: OwnerFolder, store_id: str, files: Iterator[st
     target.begin(store_id)
 
 
-def _files(shard: ShardSpec, names: OutputNames, source: Source) -> list[str]:
-    """What may be written for a shard."""
-    labels = source.extras if isinstance(source, IdxSource) else []
-    return [*filter(None, names.of(shard).values()), shard.name, *labels]
+def _files(source: Source, shards: list[ShardSpec], names: OutputNames) -> Iterator[str]:
+    """What may be written."""
+    for shard in shards:
+        yield from filter(None, names.of(shard).values())
+        yield shard.name
+    for _, name in extra_names(source, [shard.name for shard in shards]):
+        yield name
 
 
 def _finished(
@@ -164,10 +170,10 @@ def _finished(
 
 def _tasks(source: Source, shards: list[ShardSpec], names: OutputNames, begun: dict[int, Task]) -> Iterator[Task]:
     """The work, made when it is asked for and entered in `begun`."""
+    originals = source.shards()
     for shard in shards:
         reader = source.part(shard.samples) if isinstance(source, FolderSource) else source
-        sizes = source.headers[shard.index].sizes if isinstance(source, IdxSource) else None
-        begun[shard.index] = Task(shard, names.of(shard), reader, sizes)
+        begun[shard.index] = Task(shard, names.of(shard), reader, originals[shard.index].name)
         yield begun[shard.index]
 
 
@@ -182,18 +188,17 @@ def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, shapes: dict[Shap
     """The dtype of the files; refuses what no plan or no file of this kind can hold, before any work."""
     make = planner(scheme, key, options)
     dtype = {make((channels, 1, 1)).dtype for channels in {shape[0] for shape in shapes}}.pop()
-    if dtype == "bfloat16":
-        raise ParameterError("stores hold no bfloat16, which NumPy's files do not know; use --dtype float32 or float16")
-    if kind == "idx" and dtype not in ("uint8", "int32", "float32"):
-        raise ParameterError(f"IDX files hold uint8, int32 or float32, not {dtype}; choose one with --dtype")
+    check_dtype(kind, dtype)
     return dtype
 
 
-def _copy_labels(source: IdxSource, target: Target, store_id: str, ops: FileOps) -> list[Published]:
-    """Labels pass: training needs them. The name and time that gzip keeps do not."""
+def _copy_labels(
+    source: Source, target: Target, store_id: str, shards: list[ShardSpec], ops: FileOps
+) -> list[Published]:
+    """Labels pass: training needs them."""
     copied = []
-    for name in source.extras:
-        data = encode_labels(source.read_labels(name), name)
+    for original, name in extra_names(source, [shard.name for shard in shards]):
+        data = source.extra_bytes(original)
         publish_bytes(target.root / name, data, store_id, ops=ops)
         copied.append(Published(name, 1, len(data), hashlib.sha256(data).hexdigest()))
     return copied

@@ -37,7 +37,7 @@ def finished(
 
 
 def _there(root: Path, kind: str, published: Published, check: bool) -> bool:
-    if kind == "idx":
+    if kind != "folder":
         if check:
             check_published(root / published.name, published)
         return _size(root / published.name) == published.size

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import ParameterError, StoreError
+from ..stores.cifar import CifarSource, looks_like_cifar
 from ..stores.contract import Source
 from ..stores.folder import FolderSource
 from ..stores.folder import Options as FolderOptions
 from ..stores.idx import IdxSource, looks_like_idx
+from ..stores.npy_arrays import NpySource, looks_like_npy
 from .options import JobOptions
 
-KINDS = ("folder", "idx")
+KINDS = ("folder", "idx", "cifar", "npy")
+_WORDS = {"idx": "IDX files", "cifar": "CIFAR", "npy": ".npy files"}
 
 
 def kind_of(path: Path, named: str | None) -> str:
@@ -27,11 +30,17 @@ def kind_of(path: Path, named: str | None) -> str:
         return named
     if not path.exists():
         raise StoreError(f"{path} does not exist")
+    if looks_like_cifar(path):
+        return "cifar"
+    if looks_like_npy(path):
+        return "npy"
     if looks_like_idx(path):
         return "idx"
     if path.is_dir():
         return "folder"
-    raise StoreError(f"{path} is neither a folder of images nor an IDX file; --from names its kind")
+    raise StoreError(
+        f"{path} is neither a folder of images, nor an IDX or .npy file, nor an archive of CIFAR; --from names its kind"
+    )
 
 
 def open_source(path: Path, options: JobOptions, named: str | None = None) -> Source:
@@ -40,14 +49,15 @@ def open_source(path: Path, options: JobOptions, named: str | None = None) -> So
     Raises:
         StoreError, ParameterError: see `kind_of`; or options that this kind cannot serve.
     """
-    if kind_of(path, named) == "folder":
+    kind = kind_of(path, named)
+    if kind == "folder":
         reading = FolderOptions(options.channels, options.size, options.fit, options.ignore)
         return FolderSource(path, reading, options.shard_size)
     default = JobOptions()
-    for name in ("size", "fit", "channels", "ignore", "names", "classes", "shard_size"):
+    for name in ("size", "fit", "channels", "ignore", "classes", "shard_size", *(() if kind == "npy" else ("names",))):
         if getattr(options, name) != getattr(default, name):
             option = name.replace("_", "-")
-            raise ParameterError(
-                f"--{option} does not apply to IDX files, whose images are gray, of one size and unnamed"
-            )
-    return IdxSource(path)
+            raise ParameterError(f"--{option} does not apply to {_WORDS[kind]}, whose images are unnamed pixels")
+    if kind == "idx":
+        return IdxSource(path)
+    return CifarSource(path) if kind == "cifar" else NpySource(path)

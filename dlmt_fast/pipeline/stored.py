@@ -14,11 +14,13 @@ import PIL.Image
 from ..errors import StoreDamagedError
 from ..keys import Key
 from ..schemes import DLMT, Plan
+from ..stores import npy_arrays
 from ..stores.contract import Array, Published
 from ..stores.folder import Listed, read_listed, read_listing
 from ..stores.idx import checked_header, read_slices
 from ..stores.manifest import read_manifest
 from ..stores.npy import decode_npy
+from ..stores.npy_arrays import image_shape, read_array_header
 from ..stores.publish import file_digest
 from .seal import StoreSeal
 from .worker import Plans
@@ -26,7 +28,7 @@ from .worker import Plans
 
 @dataclass(frozen=True)
 class StoredBatch:
-    """Transformed images (N, C, H, W) with their names in the store ("" in an IDX file)."""
+    """Transformed images (N, C, H, W) with their names in the store ("" in IDX and .npy files)."""
 
     position: int
     names: list[str]
@@ -73,6 +75,8 @@ class StoredImages:
         """A shard's images, every file checked against its published digest first."""
         if self.manifest.kind == "idx":
             yield from self._read_idx(shard)
+        elif self.manifest.kind == "npy":
+            yield from self._read_npy(shard)
         else:
             for position, entry in enumerate(read_shard_listing(self.root, shard)):
                 image = decode_stored(read_listed(self.root, entry), entry, self.manifest.dtype)
@@ -99,6 +103,26 @@ class StoredImages:
         self.idx_sizes(shard)
         path = self.root / shard.name
         for start, values in read_slices(path, checked_header(path)):
+            yield StoredBatch(start, [""] * len(values), values.astype(self.manifest.dtype, copy=False))
+
+    def array_shape(self, shard: Published) -> tuple[int, ...]:
+        """The shape of a .npy shard, whose bytes and header are what manifest and listing say.
+
+        Raises:
+            StoreDamagedError: they are not.
+        """
+        path = self.root / shard.name
+        check_published(path, shard)
+        header = read_array_header(path)
+        if header.dtype != np.dtype(self.manifest.dtype) or header.shape[:1] != (shard.count,):
+            raise StoreDamagedError(f"{path} holds an array {header.shape} of {header.dtype}, not as its manifest says")
+        self._check_shape(image_shape(header.shape, path), path)
+        return header.shape
+
+    def _read_npy(self, shard: Published) -> Iterator[StoredBatch]:
+        self.array_shape(shard)
+        path = self.root / shard.name
+        for start, values in npy_arrays.read_slices(path, read_array_header(path), range(shard.count)):
             yield StoredBatch(start, [""] * len(values), values.astype(self.manifest.dtype, copy=False))
 
     def _check_shape(self, shape: tuple[int, ...], path: Path) -> None:

@@ -37,7 +37,7 @@ class Target:
         self._old: set[str] = set()
         self._publishes_manifest = self.resumed = False
         if single and path.is_dir():
-            raise UsageError(f"{path} is a folder, and an IDX file goes to a file; name the file in it")
+            raise UsageError(f"{path} is a folder, and one file of images goes to a file; name the file in it")
         self._refuse_overlap(source)
         if not resume:
             self._refuse_running()

@@ -58,7 +58,7 @@ def verify_store(
 
 
 def _verify_shard(root: Path, manifest: Manifest, shard: Published, advance: Callable[[int], None]) -> None:
-    if manifest.kind == "idx":
+    if manifest.kind != "folder":
         check_published(root / shard.name, shard)
         advance(shard.count)
         return

@@ -6,20 +6,19 @@ from __future__ import annotations
 
 import errno
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ..errors import StoreDamagedError, StoreError
 from ..functional import encrypt
 from ..keys import Key
 from ..schemes import DLMT, Plan
-from ..stores.contract import Array, Batch, Published, Refused, ShardSpec, ShardWriter
-from ..stores.folder import FolderWriter
-from ..stores.idx import IdxWriter
+from ..stores.contract import Array, Published, Reader, Refused, ShardSpec, ShardWriter
 from ..stores.publish import OS, FileOps
 from .job import refused_error
+from .kinds import new_writer
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal
@@ -34,24 +33,15 @@ _PASSING = {
 }
 
 
-class Reader(Protocol):
-    """What of a source a shard needs."""
-
-    def path_of(self, index: int) -> str: ...
-    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]: ...
-
-
 @dataclass(frozen=True)
 class Task:
-    """One shard: its published name and samples, output names by sample index in writing order, and what reads it.
-
-    `sizes` are those of an IDX file (N, H, W); None for a folder.
-    """
+    """One shard: its published name and samples, output names by sample index in writing order, what reads it, and its
+    name in the source."""
 
     shard: ShardSpec
     names: dict[int, str]
     source: Reader
-    sizes: tuple[int, ...] | None = None
+    original: str
 
 
 @dataclass(frozen=True)
@@ -148,7 +138,7 @@ class ShardWork:
 
     def _attempt(self, task: Task, attempt: int, advance: Callable[[int], None]) -> ShardResult:
         job, index = self._job, task.shard.index
-        writer = make_writer(job, task)
+        writer = new_writer(task.source, job.target, job.store_id, task.shard, job.dtype, job.ops)
         published, ledger, refused = encrypt_shard(
             task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, self._retire
         )
@@ -174,14 +164,6 @@ class ShardWork:
                 f"shard {index} came out with other bytes than the journal {self._owner.root} has for the same job: "
                 "the work is not deterministic on this machine (other library builds?); nothing further is published"
             )
-
-
-def make_writer(job: JobContext, task: Task) -> ShardWriter:
-    """What writes a task's shard."""
-    shard = task.shard
-    if task.sizes is not None:
-        return IdxWriter(job.target, job.store_id, shard.index, shard.name, job.dtype, task.sizes, job.ops)
-    return FolderWriter(job.target, job.store_id, shard.index, job.ops)
 
 
 def encrypt_shard(
@@ -227,4 +209,7 @@ def encrypt_shard(
     except BaseException:
         writer.abort()
         raise
-    return published, {"names": originals, "bounds": bounds}, refused
+    ledger: dict[str, Any] = {"names": originals, "bounds": bounds}
+    if task.shard.name != task.original:
+        ledger["file"] = task.original
+    return published, ledger, refused

@@ -110,6 +110,13 @@ class FolderSource(FolderImages):
         parts = [f"{self.hidden} hidden files and folders"] if self.hidden else []
         return " and ".join(parts + ([f"{self.ignored} files that --ignore names"] if self.ignored else []))
 
+    @property
+    def extras(self) -> list[str]:
+        return []
+
+    def extra_bytes(self, name: str) -> bytes:
+        raise NotImplementedError("a folder's labels are its folders")
+
     def stamps(self) -> list[FileStamp]:
         return self._stamps
 

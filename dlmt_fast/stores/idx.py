@@ -21,9 +21,10 @@ from typing import IO, Any
 import numpy as np
 
 from ..errors import StoreDamagedError, StoreError
-from .contract import Array, Batch, FileStamp, Published, Refused, ShardSpec, Survey
+from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
 from .gzipped import pack
-from .publish import OS, FileOps, file_digest, temporary_name
+from .publish import OS, FileOps
+from .sliced import SlicedWriter
 
 _TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4")}
 _CODES = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
@@ -224,6 +225,10 @@ class IdxSource:
         self._check_unchanged(name)
         return read_labels(self.root / name)
 
+    def extra_bytes(self, name: str) -> bytes:
+        """The labels file to be published for one of `extras`: without the name and time that gzip keeps."""
+        return encode_labels(self.read_labels(name), name)
+
     def _check_unchanged(self, name: str) -> None:
         next(stamp for stamp in self._stamps if stamp.path == name).check_unchanged(self.root)
 
@@ -255,8 +260,8 @@ class IdxSource:
             yield Batch(range(first, first + len(images)), images)
 
 
-class IdxWriter:
-    """One IDX file: a preallocated temporary, slices at fixed offsets, a final gzip pass where the name ends in .gz."""
+class IdxWriter(SlicedWriter):
+    """One IDX file, in a final gzip pass compressed where the name ends in .gz; `sizes` are (N, H, W)."""
 
     def __init__(
         self,
@@ -271,67 +276,20 @@ class IdxWriter:
     ) -> None:
         if dtype not in _CODES:
             raise StoreError(f"IDX files hold uint8, int32 or float32, not {dtype}; choose one with --dtype")
-        self._root, self._name, self._ops, self._level = root, name, ops, level
-        self._header = Header(_TYPES[_CODES[dtype]], sizes)
-        self._temporary = root / temporary_name(store_id, shard)
-        self._packed = root / temporary_name(store_id, shard)
-        self._renamed: Path | None = None
-        self._written = 0
-        self._descriptor: int | None = ops.create(self._temporary)
-        try:
-            self._write_at(0, struct.pack(">BBBB3I", 0, 0, _CODES[dtype], 3, *sizes))
-            ops.truncate(self._descriptor, self._header.data_start + self._header.data_bytes)
-        except BaseException:
-            self.abort()
-            raise
+        self._level = level
+        header = Header(_TYPES[_CODES[dtype]], sizes)
+        packed = struct.pack(">BBBB3I", 0, 0, _CODES[dtype], 3, *sizes)
+        super().__init__(root, store_id, shard, name, packed, header.dtype, sizes[0], header.item_bytes, ops)
 
-    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None:
-        """Values (n, 1, H, W) at `positions`, a run of consecutive places within the shard."""
-        values = np.ascontiguousarray(images.astype(self._header.dtype, copy=False))
-        self._write_at(self._header.data_start + positions[0] * self._header.item_bytes, values.data.cast("B"))
-        self._written += len(values)
-
-    def publish(self) -> Published:
-        assert self._descriptor is not None
-        if self._written != self._header.sizes[0]:
-            raise StoreError(f"{self._name}: {self._written} of {self._header.sizes[0]} images came to be written")
-        if self._name.endswith(".gz"):
-            self._pack()
-        self._ops.fsync(self._descriptor)
-        self._close()
-        size, digest = file_digest(self._temporary)
-        self._ops.rename(self._temporary, self._root / self._name)
-        self._renamed = self._root / self._name
-        self._ops.fsync_directory(self._root)
-        return Published(self._name, self._header.sizes[0], size, digest)
-
-    def abort(self) -> None:
-        try:
-            self._close()
-        finally:
-            for path in (self._temporary, self._packed, self._renamed):
-                if path is not None:
-                    self._ops.unlink(path)
-
-    def _pack(self) -> None:
+    def _complete(self) -> None:
         """Compress the finished temporary into another one. Level 0: transformed pixels do not shrink anyway."""
-        assert self._descriptor is not None
-        plain, self._descriptor = self._descriptor, self._ops.create(self._packed)
+        if not self._name.endswith(".gz"):
+            return
+        plain, packed = self._next_temporary()
         try:
             os.lseek(plain, 0, os.SEEK_SET)
             chunks = iter(lambda: os.read(plain, 1 << 20), b"")
-            pack(chunks, partial(self._ops.write, self._descriptor), self._level)
+            pack(chunks, partial(self._ops.write, packed), self._level)
         finally:
             self._ops.close(plain)
-        self._ops.unlink(self._temporary)
-        self._temporary = self._packed
-
-    def _write_at(self, offset: int, data: bytes | memoryview) -> None:
-        assert self._descriptor is not None
-        os.lseek(self._descriptor, offset, os.SEEK_SET)
-        self._ops.write(self._descriptor, data)
-
-    def _close(self) -> None:
-        if self._descriptor is not None:
-            descriptor, self._descriptor = self._descriptor, None
-            self._ops.close(descriptor)
+        self._ops.unlink(self._temporaries[0])

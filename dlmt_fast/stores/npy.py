@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.lib import format as npy_format
+from numpy.typing import NDArray
 
 from ..errors import StoreDamagedError
 from .contract import Array
@@ -43,3 +44,17 @@ def decode_npy(data: bytes, dtype: np.dtype[Any], where: str) -> Array:
     if len(data) - body_start != int(np.prod(shape, dtype=object)) * dtype.itemsize:
         raise StoreDamagedError(f"{where} is no array file of this store: another length than its header says")
     return np.frombuffer(data, dtype.newbyteorder("<"), offset=body_start).astype(dtype, copy=False).reshape(shape)
+
+
+def encode_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The header, version 1.0, of an array in C order; its bytes do not depend on NumPy's version."""
+    sizes = ", ".join(map(str, shape)) + ("," if len(shape) == 1 else "")
+    text = f"{{'descr': '{dtype.newbyteorder('<').str}', 'fortran_order': False, 'shape': ({sizes}), }}".encode("ascii")
+    padded = text.ljust(-(len(text) + 11) % 64 + len(text)) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(padded).to_bytes(2, "little") + padded
+
+
+def encode_labels(labels: NDArray[np.integer[Any]]) -> bytes:
+    """The .npy file of labels (N,): as they are, little-endian."""
+    values = labels.astype(labels.dtype.newbyteorder("<"))
+    return encode_header(values.dtype, values.shape) + values.tobytes()

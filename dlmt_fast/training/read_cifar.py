@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import codecs
-import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..errors import StoreDamagedError
+from ..stores.restricted_pickle import load
 from .arrays import Arrays
 
 _TRAIN = tuple(f"data_batch_{i}" for i in range(1, 6))
@@ -35,9 +33,8 @@ def read_plain(folder: Path) -> tuple[Arrays, Arrays]:
 
 def _read_batch(path: Path) -> Arrays:
     try:
-        with open(path, "rb") as file:
-            content = _Unpickler(file, encoding="latin1").load()
-        data, labels = np.asarray(content["data"]), np.asarray(content["labels"], np.int64)
+        content = load(path.read_bytes())
+        data, labels = np.array(content["data"]), np.asarray(content["labels"], np.int64)
     except Exception as error:  # noqa: BLE001  unpickling damaged content raises almost anything
         raise StoreDamagedError(f"{path} is not a file of CIFAR-10: {type(error).__name__}: {error}") from None
     if data.dtype != np.uint8 or data.shape != (len(labels), int(np.prod(_SHAPE))) or labels.ndim != 1:
@@ -45,26 +42,3 @@ def _read_batch(path: Path) -> Arrays:
     if len(labels) and (labels.min() < 0 or labels.max() > 9):
         raise StoreDamagedError(f"{path} holds labels outside 0 to 9")
     return Arrays(np.ascontiguousarray(data).reshape(-1, *_SHAPE), labels, ())
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"an encoding that these files do not use: {encoding!r}")
-    return codecs.encode(text, "latin1")
-
-
-class _Unpickler(pickle.Unpickler):
-    """A pickle can call anything; these files need NumPy arrays, lists, numbers and text."""
-
-    _ALLOWED: dict[tuple[str, str], Any] = {  # noqa: RUF012  read only
-        ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy._core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("_codecs", "encode"): _latin1,
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._ALLOWED:
-            raise pickle.UnpicklingError(f"it wants to load {module}.{name}, which CIFAR-10's files do not hold")
-        return self._ALLOWED[module, name]

@@ -1,0 +1,273 @@
+"""Arrays of images in .npy files, with labels in another one beside it: (N, H, W), (N, H, W, C) or (N, C, H, W).
+
+Headers are matched, never evaluated, and an array of objects, which would be a pickle, is refused. Values are read in
+slices: memory stays bounded as with a mapping, and a file that shrinks under the reader is an error, not a signal.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import StoreDamagedError, StoreError
+from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
+from .npy import encode_header, encode_labels
+from .publish import OS, FileOps
+from .sliced import SlicedWriter
+
+SLICE_BYTES = 4 << 20
+_MAGIC = b"\x93NUMPY"
+_LENGTH_BYTES = {b"\x01\x00": 2, b"\x02\x00": 4, b"\x03\x00": 4}
+_MAX_HEADER = 1 << 16
+_HEADER = re.compile(
+    rb"\{'descr': '([<>|][a-z][0-9]{1,2})', 'fortran_order': (False|True), "
+    rb"'shape': \(((?:[0-9]{1,18}, ?)*[0-9]{0,18})\),? ?\}\s*"
+)
+
+
+@dataclass(frozen=True)
+class ArrayHeader:
+    """What the header of a .npy file says; `data_start` is where the values begin."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    data_start: int
+
+    @property
+    def item_bytes(self) -> int:
+        return int(np.prod(self.shape[1:], dtype=object)) * self.dtype.itemsize
+
+
+def looks_like_npy(path: Path) -> bool:
+    """Whether a file begins as a .npy file does, or a folder holds some .npy files and no folder."""
+    if path.is_dir():
+        entries = list(path.iterdir())
+        return any(entry.name.endswith(".npy") for entry in entries) and not any(entry.is_dir() for entry in entries)
+    try:
+        with open(path, "rb") as file:
+            return file.read(6) == _MAGIC
+    except OSError:
+        return False
+
+
+def read_array_header(path: Path) -> ArrayHeader:
+    """The header of a .npy file that holds exactly the values that it promises, in C order.
+
+    Raises:
+        StoreError: the array is one of objects or in Fortran order, which this package does not read.
+        StoreDamagedError: it is no .npy file, or shorter or longer than its header says.
+    """
+    with open(path, "rb") as file:
+        head = file.read(8)
+        width = _LENGTH_BYTES.get(head[6:])
+        if head[:6] != _MAGIC or width is None:
+            raise StoreDamagedError(f"{path} is not a .npy file" if head else f"{path} is empty")
+        length = int.from_bytes(file.read(width), "little")
+        text = file.read(min(length, _MAX_HEADER))
+    match = _HEADER.fullmatch(text)
+    if match is None or len(text) != length:
+        why = "it holds objects, which only a pickle could restore" if b"'|O'" in text else "its header is malformed"
+        raise StoreDamagedError(f"{path} is not an array of numbers: {why}")
+    try:
+        dtype = np.dtype(match[1].decode("ascii"))
+    except TypeError:
+        raise StoreDamagedError(f"{path} is not an array of numbers: its type is {match[1]!r}") from None
+    if match[2] == b"True":
+        raise StoreError(f"{path} is in Fortran order; save it again with numpy.save(name, numpy.ascontiguousarray(a))")
+    shape = tuple(int(size) for size in match[3].replace(b" ", b"").split(b",") if size)
+    header = ArrayHeader(dtype, shape, 8 + width + length)
+    expected, found = int(np.prod(shape, dtype=object)) * dtype.itemsize, path.stat().st_size - header.data_start
+    if found != expected:
+        what = "truncated" if found < expected else "longer than its header says"
+        raise StoreDamagedError(f"{path} is {what}: {found} bytes of values, and its header says {expected}")
+    return header
+
+
+def layout_of(shape: tuple[int, ...], path: Path) -> str:
+    """NHW, NHWC or NCHW: where the axis of 1 or 3 channels is.
+
+    Raises:
+        StoreError: none or both of the axes could be it.
+    """
+    if len(shape) == 3 and min(shape[1:]) >= 1:
+        return "NHW"
+    if len(shape) == 4 and min(shape[1:]) >= 1 and (shape[1] in (1, 3)) != (shape[3] in (1, 3)):
+        return "NCHW" if shape[1] in (1, 3) else "NHWC"
+    which = "either axis 1 or axis 3 could be the channels" if len(shape) == 4 and shape[1] in (1, 3) else "no fit"
+    raise StoreError(
+        f"{path} has shape {shape} ({which}); images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
+    )
+
+
+def image_shape(shape: tuple[int, ...], path: Path) -> Shape:
+    """(C, H, W) of an array's images.
+
+    Raises:
+        StoreError: as `layout_of`.
+    """
+    layout = layout_of(shape, path)
+    if layout == "NHW":
+        return 1, shape[1], shape[2]
+    return (shape[3], shape[1], shape[2]) if layout == "NHWC" else (shape[1], shape[2], shape[3])
+
+
+def read_slices(path: Path, header: ArrayHeader, samples: range) -> Iterator[tuple[int, Array]]:
+    """(first image, values (n, C, H, W)) over a run of images.
+
+    Raises:
+        StoreDamagedError: the file ends early.
+    """
+    step = max(1, SLICE_BYTES // header.item_bytes)
+    layout = layout_of(header.shape, path)
+    with open(path, "rb") as file:
+        file.seek(header.data_start + samples.start * header.item_bytes)
+        for start in range(samples.start, samples.stop, step):
+            count = min(step, samples.stop - start)
+            data = file.read(count * header.item_bytes)
+            if len(data) != count * header.item_bytes:
+                raise StoreDamagedError(f"{path} was cut while it was read")
+            values = np.frombuffer(data, header.dtype).reshape(count, *header.shape[1:])
+            if layout == "NHWC":
+                yield start, np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+            else:
+                yield start, values[:, None] if layout == "NHW" else values
+
+
+def labels_name(images: str) -> str:
+    """Where the labels of an images file are: `train-images.npy` and `train-labels.npy`, `x_train.npy` and
+    `y_train.npy`, and `a.npy` and `a-labels.npy`."""
+    if "images" in images:
+        return "labels".join(images.rsplit("images", 1))
+    if images.startswith(("x_", "X_")):
+        return f"y_{images[2:]}"
+    return f"{images.removesuffix('.npy')}-labels.npy"
+
+
+def read_labels(path: Path, count: int) -> NDArray[np.integer[Any]]:
+    """The labels (count,) of a file, integers.
+
+    Raises:
+        StoreError: they are none, or another number.
+    """
+    header = read_array_header(path)
+    if header.dtype.kind not in "iu" or header.shape != (count,):
+        raise StoreError(
+            f"{path} holds {header.dtype} of shape {header.shape}; labels are {count} integers, shape ({count},)"
+        )
+    return np.fromfile(path, header.dtype, offset=header.data_start)
+
+
+class NpySource:
+    """Reads one .npy file of images, or every one of a folder; `labels` are the files beside them, by images file."""
+
+    kind = "npy"
+
+    def __init__(self, path: Path) -> None:
+        if not path.exists():
+            raise StoreError(f"{path} does not exist")
+        self.single = not path.is_dir()
+        self.root = path.parent if self.single else path
+        names = [path.name] if self.single else sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        arrays = [name for name in names if name.endswith(".npy") or self.single]
+        present = {name: labels_name(name) for name in arrays if (self.root / labels_name(name)).is_file()}
+        self.images = [name for name in arrays if name not in present.values()]
+        self.labels = {name: present[name] for name in self.images if name in present}
+        if not self.images:
+            raise StoreError(f"{path} holds no .npy file of images")
+        self._left_out = sorted(set(names) - {*self.images, *self.labels.values()})
+        self._stamps = [FileStamp.of(self.root, name) for name in sorted([*self.images, *self.labels.values()])]
+        self.headers = [self._header(name) for name in self.images]
+        self._starts = np.cumsum([0] + [header.shape[0] for header in self.headers]).tolist()
+
+    def _header(self, name: str) -> ArrayHeader:
+        header = read_array_header(self.root / name)
+        if header.dtype != np.uint8:
+            raise StoreError(f"{self.root / name} holds {header.dtype} values; images to transform are uint8")
+        layout_of(header.shape, self.root / name)
+        return header
+
+    @property
+    def left_alone(self) -> str:
+        """Files of the folder that are not read, in words; empty where there is none."""
+        return f"{', '.join(self._left_out)} (no .npy by name)" if self._left_out else ""
+
+    @property
+    def extras(self) -> list[str]:
+        return list(self.labels.values())
+
+    def extra_bytes(self, name: str) -> bytes:
+        """The labels file to be published for one of `extras`."""
+        self._check_unchanged(name)
+        images = next(images for images, labels in self.labels.items() if labels == name)
+        return encode_labels(read_labels(self.root / name, self.headers[self.images.index(images)].shape[0]))
+
+    def stamps(self) -> list[FileStamp]:
+        return self._stamps
+
+    def _check_unchanged(self, name: str) -> None:
+        next(stamp for stamp in self._stamps if stamp.path == name).check_unchanged(self.root)
+
+    def survey(self) -> Survey:
+        survey = Survey()
+        for name, header in zip(self.images, self.headers, strict=True):
+            survey.shapes.setdefault(image_shape(header.shape, self.root / name), []).append(name)
+        for name in self.extras:
+            self.extra_bytes(name)  # wrong labels are refused before any work
+        return survey
+
+    def shards(self) -> list[ShardSpec]:
+        return [ShardSpec(i, name, range(self._starts[i], self._starts[i + 1])) for i, name in enumerate(self.images)]
+
+    def stored_shape(self, shard: int) -> tuple[int, ...]:
+        """The shape and so the layout of a shard's array."""
+        return self.headers[shard].shape
+
+    def path_of(self, index: int) -> str:
+        shard = self._shard_of(index)
+        return f"{self.images[shard]}#{index - self._starts[shard]}"
+
+    def _shard_of(self, index: int) -> int:
+        return int(np.searchsorted(self._starts, index, side="right")) - 1
+
+    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
+        """A run of one shard's images, in slices."""
+        if not indices:
+            return
+        shard = self._shard_of(indices[0])
+        first = self._starts[shard]
+        self._check_unchanged(self.images[shard])
+        samples = range(indices[0] - first, indices[-1] + 1 - first)
+        for start, images in read_slices(self.root / self.images[shard], self.headers[shard], samples):
+            yield Batch(range(first + start, first + start + len(images)), images)
+
+
+class NpyWriter(SlicedWriter):
+    """One .npy file of images, version 1.0, in the layout that its `shape` has; `numpy.load(..., mmap_mode="r")`
+    reads it."""
+
+    def __init__(
+        self,
+        root: Path,
+        store_id: str,
+        shard: int,
+        name: str,
+        dtype: str,
+        shape: tuple[int, ...],
+        ops: FileOps = OS,
+    ) -> None:
+        values = np.dtype(dtype).newbyteorder("<")
+        self._layout = layout_of(shape, root / name)
+        header = ArrayHeader(values, shape, 0)
+        super().__init__(
+            root, store_id, shard, name, encode_header(values, shape), values, shape[0], header.item_bytes, ops
+        )
+
+    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None:
+        """Values (n, C, H, W) at `positions`, a run of consecutive places within the shard."""
+        super().write(positions, names, images.transpose(0, 2, 3, 1) if self._layout == "NHWC" else images)
