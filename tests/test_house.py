@@ -86,7 +86,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 SHARED: dict[str, set[str]] = {
     "dlmt_fast.schemes": {"plan", "matrices", "precision"},
     "dlmt_fast.backends": {"contract", "built"},
-    "dlmt_fast.stores": {"contract", "publish", "manifest", "decode", "png", "npy", "gzipped", "sliced"},
+    "dlmt_fast.stores": {"contract", "publish", "manifest", "decode", "png", "npy", "gzipped", "runs", "sliced"},
 }
 PRIVATE: dict[str, set[str]] = {
     "dlmt_fast.stores.cifar": {"restricted_pickle"},

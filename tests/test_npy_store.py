@@ -112,6 +112,21 @@ def test_a_folder_there_and_back(names: str, place: Place) -> None:
     assert all(np.array_equal(np.load(place.back / name), values) for name, values in arrays.items())
 
 
+def test_decrypt_digests_a_shard_once(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.save(place.source, pixels(7, 5, 4))
+    place.source.with_suffix(".npy").rename(place.source)
+    place.encrypt()
+    digested: list[Path] = []
+
+    def counted(path: Path) -> tuple[int, str]:
+        digested.append(path)
+        return file_digest(path)
+
+    monkeypatch.setattr("dlmt_fast.pipeline.stored.file_digest", counted)
+    place.decrypt()
+    assert digested == [place.store]
+
+
 def test_without_the_owners_folder_names_stay_hidden(place: Place) -> None:
     place.source.mkdir()
     np.save(place.source / "anna.npy", pixels(2, 5, 4))
@@ -299,6 +314,11 @@ def test_no_source(tmp_path: Path) -> None:
         NpySource(tmp_path)
     assert not looks_like_npy(tmp_path)
     assert not looks_like_npy(tmp_path / "x")
+    (tmp_path / "mixed").mkdir()
+    (tmp_path / "mixed" / "a.npy").touch()
+    assert looks_like_npy(tmp_path / "mixed")
+    (tmp_path / "mixed" / "photo.JPG").touch()  # a folder of images, which refuses a.npy by name
+    assert not looks_like_npy(tmp_path / "mixed")
 
 
 # the writer

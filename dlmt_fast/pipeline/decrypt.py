@@ -132,10 +132,10 @@ def _writer(store: StoredImages, shard: Published, index: int, target: Target, o
         return FolderWriter(target.root, store_id, index, listed=False)
     name = target.path.name if target.single else original or shard.name
     if store.manifest.kind == "npy":
-        shape = store.array_shape(shard)
+        shape = store.npy_header(shard).shape
         target.refuse_unknown([name])
         return NpyWriter(target.root, store_id, index, name, "uint8", shape)
-    sizes = store.idx_sizes(shard)
+    sizes = store.idx_header(shard).sizes
     target.refuse_unknown([name])
     return IdxWriter(target.root, store_id, index, name, "uint8", sizes, level=_PLAIN_GZIP_LEVEL)
 

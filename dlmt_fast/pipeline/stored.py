@@ -14,13 +14,11 @@ import PIL.Image
 from ..errors import StoreDamagedError
 from ..keys import Key
 from ..schemes import DLMT, Plan
-from ..stores import npy_arrays
+from ..stores import idx, npy_arrays
 from ..stores.contract import Array, Published
 from ..stores.folder import Listed, read_listed, read_listing
-from ..stores.idx import checked_header, read_slices
 from ..stores.manifest import read_manifest
 from ..stores.npy import decode_npy
-from ..stores.npy_arrays import image_shape, read_array_header
 from ..stores.publish import file_digest
 from .seal import StoreSeal
 from .worker import Plans
@@ -50,6 +48,7 @@ class StoredImages:
         self.seal = StoreSeal(key, self.manifest.store_id)
         self.header = self.seal.open_header(self.manifest.sealed)
         self.plans = Plans(self._planner(key))
+        self._compared: set[str] = set()
 
     def _planner(self, key: Key) -> Any:
         header = self.header
@@ -83,47 +82,50 @@ class StoredImages:
                 self._check_shape(image.shape, self.root / entry.name)
                 yield StoredBatch(position, [entry.name], image[None])
 
-    def idx_sizes(self, shard: Published) -> tuple[int, ...]:
-        """The sizes (N, H, W) of an IDX shard, whose bytes and header are what manifest and listing say.
+    def idx_header(self, shard: Published) -> idx.Header:
+        """The header of an IDX shard, whose bytes and sizes (N, H, W) are what the manifest says.
 
         Raises:
             StoreDamagedError: they are not.
         """
-        path = self.root / shard.name
-        check_published(path, shard)
-        header = checked_header(path)
+        path = self._compared_file(shard)
+        header = idx.checked_header(path)
         if header.dtype.newbyteorder("=") != np.dtype(self.manifest.dtype) or header.sizes[0] != shard.count:
             raise StoreDamagedError(
                 f"{path} holds {header.sizes[0]} images of {header.dtype}, not as its manifest says"
             )
         self._check_shape((1, *header.sizes[1:]), path)
-        return header.sizes
+        return header
 
     def _read_idx(self, shard: Published) -> Iterator[StoredBatch]:
-        self.idx_sizes(shard)
-        path = self.root / shard.name
-        for start, values in read_slices(path, checked_header(path)):
+        for start, values in idx.read_slices(self.root / shard.name, self.idx_header(shard)):
             yield StoredBatch(start, [""] * len(values), values.astype(self.manifest.dtype, copy=False))
 
-    def array_shape(self, shard: Published) -> tuple[int, ...]:
-        """The shape of a .npy shard, whose bytes and header are what manifest and listing say.
+    def npy_header(self, shard: Published) -> npy_arrays.ArrayHeader:
+        """The header of a .npy shard, whose bytes, type and shape are what the manifest says.
 
         Raises:
             StoreDamagedError: they are not.
         """
-        path = self.root / shard.name
-        check_published(path, shard)
-        header = read_array_header(path)
+        path = self._compared_file(shard)
+        header = npy_arrays.read_array_header(path)
         if header.dtype != np.dtype(self.manifest.dtype) or header.shape[:1] != (shard.count,):
             raise StoreDamagedError(f"{path} holds an array {header.shape} of {header.dtype}, not as its manifest says")
-        self._check_shape(image_shape(header.shape, path), path)
-        return header.shape
+        self._check_shape(npy_arrays.image_shape(header.shape, path), path)
+        return header
 
     def _read_npy(self, shard: Published) -> Iterator[StoredBatch]:
-        self.array_shape(shard)
         path = self.root / shard.name
-        for start, values in npy_arrays.read_slices(path, read_array_header(path), range(shard.count)):
+        for start, values in npy_arrays.read_slices(path, self.npy_header(shard), range(shard.count)):
             yield StoredBatch(start, [""] * len(values), values.astype(self.manifest.dtype, copy=False))
+
+    def _compared_file(self, shard: Published) -> Path:
+        """A shard that is one file; its bytes are compared with what was published once, whoever asks first."""
+        path = self.root / shard.name
+        if shard.name not in self._compared:
+            check_published(path, shard)
+            self._compared.add(shard.name)
+        return path
 
     def _check_shape(self, shape: tuple[int, ...], path: Path) -> None:
         if shape[0] not in (1, 3) or self.manifest.shape not in (None, shape):

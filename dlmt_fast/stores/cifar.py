@@ -28,6 +28,7 @@ from ..errors import StoreDamagedError, StoreError
 from .contract import Batch, FileStamp, Refused, ShardSpec, Survey
 from .npy import encode_labels
 from .restricted_pickle import MAX_BYTES, load
+from .runs import Runs
 
 _SHAPE = (3, 32, 32)
 _PIXELS = 3072
@@ -99,7 +100,7 @@ class CifarSource:
         contents = _read_folder(path, names) if path.is_dir() else _read_archive(path, names)
         parts = {name: _part(contents.pop(name), self._layout, f"{path}: {name}") for name in names}
         self._splits = [_joined([parts.pop(name) for name in split]) for split in self._layout.splits.values()]
-        self._starts = np.cumsum([0] + [len(part.images) for part in self._splits]).tolist()
+        self._runs = Runs(list(self._layout.splits), [len(part.images) for part in self._splits])
         self._extras = {
             f"{split}-{'labels' if not i else kind.replace('_', '-')}.npy": part.labels[kind]
             for split, part in zip(self._layout.splits, self._splits, strict=True)
@@ -131,28 +132,20 @@ class CifarSource:
         return Survey({_SHAPE: [f"{split}-images.npy" for split in self._layout.splits]})
 
     def shards(self) -> list[ShardSpec]:
-        return [
-            ShardSpec(i, f"{split}-images.npy", range(self._starts[i], self._starts[i + 1]))
-            for i, split in enumerate(self._layout.splits)
-        ]
+        return self._runs.shards("-images.npy")
 
     def stored_shape(self, shard: int) -> tuple[int, ...]:
         """The shape of a shard's array."""
         return self._splits[shard].images.shape
 
     def path_of(self, index: int) -> str:
-        shard = self._shard_of(index)
-        return f"{list(self._layout.splits)[shard]}#{index - self._starts[shard]}"
-
-    def _shard_of(self, index: int) -> int:
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._runs.path_of(index)
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """A run of one split's images."""
         if not indices:
             return
-        shard = self._shard_of(indices[0])
-        first = self._starts[shard]
+        shard, first = self._runs.find(indices[0])
         for start in range(indices[0], indices[-1] + 1, _BATCH):
             stop = min(start + _BATCH, indices[-1] + 1)
             yield Batch(range(start, stop), self._splits[shard].images[start - first : stop - first])

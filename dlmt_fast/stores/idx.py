@@ -24,6 +24,7 @@ from ..errors import StoreDamagedError, StoreError
 from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
 from .gzipped import pack
 from .publish import OS, FileOps
+from .runs import Runs
 from .sliced import SlicedWriter
 
 _TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4")}
@@ -204,7 +205,7 @@ class IdxSource:
             raise StoreError(f"{path} holds no images file (*-idx3-ubyte or *-idx3-ubyte.gz)")
         self._stamps = [FileStamp.of(self.root, name) for name in sorted(self.images + self.extras)]
         self.headers = [self._header(name) for name in self.images]
-        self._starts = np.cumsum([0] + [header.sizes[0] for header in self.headers]).tolist()
+        self._runs = Runs(self.images, [header.sizes[0] for header in self.headers])
 
     def _header(self, name: str) -> Header:
         header = checked_header(self.root / name)
@@ -239,25 +240,20 @@ class IdxSource:
         return survey
 
     def shards(self) -> list[ShardSpec]:
-        return [ShardSpec(i, name, range(self._starts[i], self._starts[i + 1])) for i, name in enumerate(self.images)]
+        return self._runs.shards()
 
     def path_of(self, index: int) -> str:
-        shard = self._shard_of(index)
-        return f"{self.images[shard]}#{index - self._starts[shard]}"
-
-    def _shard_of(self, index: int) -> int:
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._runs.path_of(index)
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """One shard's images in slices; `indices` is that shard's range."""
         if not indices:
             return
-        shard = self._shard_of(indices[0])
+        shard, first = self._runs.find(indices[0])
         path = self.root / self.images[shard]
         self._check_unchanged(path.name)
         for start, images in read_slices(path, self.headers[shard]):
-            first = self._starts[shard] + start
-            yield Batch(range(first, first + len(images)), images)
+            yield Batch(range(first + start, first + start + len(images)), images)
 
 
 class IdxWriter(SlicedWriter):

@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 
 from ..errors import StoreDamagedError, StoreError
 from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
+from .decode import SUFFIXES
 from .npy import encode_header, encode_labels
 from .publish import OS, FileOps
+from .runs import Runs
 from .sliced import SlicedWriter
 
 SLICE_BYTES = 4 << 20
@@ -45,10 +47,11 @@ class ArrayHeader:
 
 
 def looks_like_npy(path: Path) -> bool:
-    """Whether a file begins as a .npy file does, or a folder holds some .npy files and no folder."""
+    """Whether a file begins as a .npy file does, or a folder holds some .npy files and neither folders nor images."""
     if path.is_dir():
         entries = list(path.iterdir())
-        return any(entry.name.endswith(".npy") for entry in entries) and not any(entry.is_dir() for entry in entries)
+        others = any(entry.is_dir() or entry.suffix.lower() in SUFFIXES for entry in entries)
+        return not others and any(entry.name.endswith(".npy") for entry in entries)
     try:
         with open(path, "rb") as file:
             return file.read(6) == _MAGIC
@@ -183,7 +186,7 @@ class NpySource:
         self._left_out = sorted(set(names) - {*self.images, *self.labels.values()})
         self._stamps = [FileStamp.of(self.root, name) for name in sorted([*self.images, *self.labels.values()])]
         self.headers = [self._header(name) for name in self.images]
-        self._starts = np.cumsum([0] + [header.shape[0] for header in self.headers]).tolist()
+        self._runs = Runs(self.images, [header.shape[0] for header in self.headers])
 
     def _header(self, name: str) -> ArrayHeader:
         header = read_array_header(self.root / name)
@@ -222,25 +225,20 @@ class NpySource:
         return survey
 
     def shards(self) -> list[ShardSpec]:
-        return [ShardSpec(i, name, range(self._starts[i], self._starts[i + 1])) for i, name in enumerate(self.images)]
+        return self._runs.shards()
 
     def stored_shape(self, shard: int) -> tuple[int, ...]:
         """The shape and so the layout of a shard's array."""
         return self.headers[shard].shape
 
     def path_of(self, index: int) -> str:
-        shard = self._shard_of(index)
-        return f"{self.images[shard]}#{index - self._starts[shard]}"
-
-    def _shard_of(self, index: int) -> int:
-        return int(np.searchsorted(self._starts, index, side="right")) - 1
+        return self._runs.path_of(index)
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """A run of one shard's images, in slices."""
         if not indices:
             return
-        shard = self._shard_of(indices[0])
-        first = self._starts[shard]
+        shard, first = self._runs.find(indices[0])
         self._check_unchanged(self.images[shard])
         samples = range(indices[0] - first, indices[-1] + 1 - first)
         for start, images in read_slices(self.root / self.images[shard], self.headers[shard], samples):
