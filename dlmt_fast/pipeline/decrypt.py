@@ -20,7 +20,7 @@ from ..stores.publish import publish_bytes
 from .naming import digest64, repeated
 from .owner import OwnerFolder
 from .stored import StoredBatch, StoredImages, check_published
-from .summary import Progress, Summary, counter, no_progress
+from .summary import Advance, Progress, Summary, counter, no_progress
 from .target import Target
 
 _PLAIN_GZIP_LEVEL = 6  # decrypted images do shrink, and are the owner's
@@ -98,7 +98,7 @@ def _decrypt_shard(
     ledger: dict[str, Any],
     originals: OriginalNames,
     target: Target,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> tuple[Published, list[str]]:
     restored = {stored: originals.name(original) for stored, original in _names_of(ledger).items()}
     bounds = np.array(ledger.get("bounds", []), np.int32)
@@ -117,7 +117,7 @@ def _decrypt_shard(
             ]
             writer.write(range(batch.position, batch.position + len(images)), outputs, images)
             names += outputs
-            advance(len(images))
+            advance(len(images), images.nbytes)
         target.refuse_unknown(names)
         published = writer.publish()
     except BaseException:

@@ -17,7 +17,7 @@ from ..stores.folder import read_listed
 from ..stores.manifest import Manifest, read_manifest
 from .owner import OwnerFolder
 from .stored import StoredImages, check_published, read_shard_listing
-from .summary import Progress, Summary, counter, no_progress
+from .summary import Advance, Progress, Summary, counter, no_progress
 from .target import files_of
 
 _SAMPLE = 64  # images decrypted a shard
@@ -57,14 +57,14 @@ def verify_store(
     return summary
 
 
-def _verify_shard(root: Path, manifest: Manifest, shard: Published, advance: Callable[[int], None]) -> None:
+def _verify_shard(root: Path, manifest: Manifest, shard: Published, advance: Advance) -> None:
     if manifest.kind != "folder":
         check_published(root / shard.name, shard)
-        advance(shard.count)
+        advance(shard.count, shard.size)
         return
     for entry in read_shard_listing(root, shard):
         read_listed(root, entry)
-        advance(1)
+        advance(1, entry.size)
 
 
 def _refuse_extra(path: Path, manifest: Manifest) -> None:
