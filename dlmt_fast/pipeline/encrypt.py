@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Published, Shape, ShardSpec, Source
-from ..stores.folder import FolderSource
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, publish_bytes
 from .finished import finished
+from .formats import StoredFormat
 from .job import differences, header, job_record, settle_shape
-from .kinds import check_dtype, extra_names, is_single, shard_name, target_kind
+from .kinds import check_dtype, shard_name, target_format
 from .naming import OutputNames
 from .open import open_source
 from .options import JobOptions
@@ -24,7 +24,7 @@ from .owner import OwnerFolder
 from .processes import run_here, run_in_processes
 from .seal import StoreSeal, store_id_of
 from .summary import Progress, Summary, counter, no_progress
-from .target import Target, files_of_shard
+from .target import Target
 from .worker import JobContext, ShardResult, Task, planner
 
 
@@ -66,38 +66,40 @@ def encrypt_store(
     """
     options, started = options or JobOptions(), time.perf_counter()
     source = open_source(source_path, options, source_kind)
-    kind = target_kind(source, target_named)
-    target = Target(target_path, is_single(source), source_path, options.overwrite, options.resume, ops)
+    form = target_format(source, target_named)
+    kind = form.kind
+    target = Target(target_path, source.single, source_path, options.overwrite, options.resume, ops)
     survey = source.survey()
     shape = settle_shape(survey, options)
-    dtype = _stored_dtype(scheme, key, options, survey.shapes, kind)
+    dtype = _stored_dtype(scheme, key, options, survey.shapes, form)
 
     record = job_record(source, scheme, options, kind)
     seal = StoreSeal(key, store_id_of(key, record))
     store_id = seal.store_id
     if options.resume:
         target.admit(store_id, lambda other: _what_differs(OwnerFolder(owner_folder(other), seal), record))
-    names = OutputNames(source, seal, options, dtype, {item.index for item in survey.refused})
+    names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
     owner = OwnerFolder(owner_folder(store_id), seal, ops)
     owner.prepare(target.path)
     summary = Summary("encrypt", str(source_path), str(target_path), store_id, kind=kind, dtype=dtype)
     single = target.path if target.single else None
-    shards = [replace(shard, name=shard_name(source, shard, single, seal, options)) for shard in source.shards()]
+    shards = [replace(shard, name=shard_name(form, source, shard, single, seal, options)) for shard in source.shards()]
     with owner.locked() as lock:
         owner.write_record(record)
         if target.resumed:
             target.go_on(store_id, owner.read_replaced())
         else:
-            _begin(target, owner, store_id, _files(source, shards, names))
-        results = _finished(target, kind, shards, store_id, owner, options.check) if target.resumed else {}
+            _begin(target, owner, store_id, _files(source, form, shards, names))
+        results = _finished(target, form, shards, store_id, owner, options.check) if target.resumed else {}
         todo = [shard for shard in shards if shard.index not in results]
         advance = counter(progress, sum(len(shard.samples) for shard in shards))
         advance(sum(len(shard.samples) for shard in shards if shard.index in results))
         if results:
             summary.notes.append(f"resumed: {len(results)} of {len(shards)} shards were done already")
-        processes = min(options.workers, len(todo)) if source.kind == "folder" else 1
+        # Reading and writing whole arrays takes less time than starting processes.
+        processes = min(options.workers, len(todo)) if source.named or form.named else 1
         job = JobContext(
-            key, scheme, options, store_id, dtype, target.root, owner.root,
+            key, scheme, options, store_id, kind, dtype, target.root, owner.root,
             target.manifest if target.old else None,
             1 if processes > 1 else options.workers, 1 if processes > 1 else None, ops,
         )  # fmt: skip
@@ -119,7 +121,7 @@ def encrypt_store(
                 result = results[shard.index]
                 summary.add(len(shard.samples), result.published, result.refused)
                 if target.old:
-                    target.keep(files_of_shard(target.root, kind, result.published))
+                    target.keep(form.files(target.root, result.published))
             target.keep(extra.name for extra in extras)
             published = tuple(results[shard.index].published for shard in shards)
             sealed = seal.seal_header(header(scheme, options, dtype, shape))
@@ -128,8 +130,8 @@ def encrypt_store(
             owner.forget_replaced()
         except BaseException:
             for task in begun.values():
-                if finished(target.root, kind, task.shard, store_id, owner, False) is None:
-                    target.discard([*filter(None, task.names.values()), task.shard.name])
+                if finished(target.root, form, task.shard, store_id, owner, False) is None:
+                    target.discard(_files_of(form, task.shard, task.names))
                 else:
                     results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
             if target.stop(store_id, bool(results)):
@@ -152,19 +154,25 @@ def _begin(target: Target, owner: OwnerFolder, store_id: str, files: Iterator[st
     target.begin(store_id)
 
 
-def _files(source: Source, shards: list[ShardSpec], names: OutputNames) -> Iterator[str]:
+def _files(source: Source, form: StoredFormat, shards: list[ShardSpec], names: OutputNames) -> Iterator[str]:
     """What may be written."""
     for shard in shards:
-        yield from filter(None, names.of(shard).values())
-        yield shard.name
-    for _, name in extra_names(source, [shard.name for shard in shards]):
+        yield from _files_of(form, shard, {} if form.one_file else names.of(shard))
+    for _, name in source.extra_names([shard.name for shard in shards]):
         yield name
 
 
+def _files_of(form: StoredFormat, shard: ShardSpec, names: Mapping[int, str]) -> Iterator[str]:
+    """The files of a shard to come."""
+    if not form.one_file:
+        yield from names.values()
+    yield shard.name
+
+
 def _finished(
-    target: Target, kind: str, shards: list[ShardSpec], store_id: str, owner: OwnerFolder, check: bool
+    target: Target, form: StoredFormat, shards: list[ShardSpec], store_id: str, owner: OwnerFolder, check: bool
 ) -> dict[int, ShardResult]:
-    found = ((shard.index, finished(target.root, kind, shard, store_id, owner, check)) for shard in shards)
+    found = ((shard.index, finished(target.root, form, shard, store_id, owner, check)) for shard in shards)
     return {index: result for index, result in found if result is not None}
 
 
@@ -172,8 +180,8 @@ def _tasks(source: Source, shards: list[ShardSpec], names: OutputNames, begun: d
     """The work, made when it is asked for and entered in `begun`."""
     originals = source.shards()
     for shard in shards:
-        reader = source.part(shard.samples) if isinstance(source, FolderSource) else source
-        begun[shard.index] = Task(shard, names.of(shard), reader, originals[shard.index].name)
+        reader, original = source.part(shard.samples), originals[shard.index].name
+        begun[shard.index] = Task(shard, names.of(shard), reader, original, source.array_shape(shard.index))
         yield begun[shard.index]
 
 
@@ -184,11 +192,13 @@ def _what_differs(other: OwnerFolder, record: dict[str, object]) -> str:
     return differences(found, record) or "the key is another"
 
 
-def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, shapes: dict[Shape, list[str]], kind: str) -> str:
+def _stored_dtype(
+    scheme: DLMT, key: Key, options: JobOptions, shapes: dict[Shape, list[str]], form: StoredFormat
+) -> str:
     """The dtype of the files; refuses what no plan or no file of this kind can hold, before any work."""
     make = planner(scheme, key, options)
     dtype = {make((channels, 1, 1)).dtype for channels in {shape[0] for shape in shapes}}.pop()
-    check_dtype(kind, dtype)
+    check_dtype(form, dtype)
     return dtype
 
 
@@ -197,7 +207,7 @@ def _copy_labels(
 ) -> list[Published]:
     """Labels pass: training needs them."""
     copied = []
-    for original, name in extra_names(source, [shard.name for shard in shards]):
+    for original, name in source.extra_names([shard.name for shard in shards]):
         data = source.extra_bytes(original)
         publish_bytes(target.root / name, data, store_id, ops=ops)
         copied.append(Published(name, 1, len(data), hashlib.sha256(data).hexdigest()))
