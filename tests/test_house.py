@@ -88,10 +88,23 @@ MAY_IMPORT: dict[str, set[str]] = {
 SHARED: dict[str, set[str]] = {
     "dlmt_fast.schemes": {"plan", "matrices", "precision"},
     "dlmt_fast.backends": {"contract", "built"},
-    "dlmt_fast.stores": {"contract", "publish", "manifest", "decode", "png", "npy", "gzipped", "runs", "sliced"},
+    "dlmt_fast.stores": {
+        "contract",
+        "publish",
+        "manifest",
+        "decode",
+        "batching",
+        "png",
+        "npy",
+        "gzipped",
+        "runs",
+        "sliced",
+    },
 }
 PRIVATE: dict[str, set[str]] = {
     "dlmt_fast.stores.cifar": {"restricted_pickle"},
+    "dlmt_fast.stores.parquet": {"parquet_format"},
+    "dlmt_fast.stores.parquet_writer": {"parquet_format"},
     "dlmt_fast.backends.numba_cpu": {"numba_kernels", "numba_inverse", "pool"},
     "dlmt_fast.backends.numba_inverse": {"numba_kernels"},
 }

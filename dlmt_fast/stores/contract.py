@@ -51,10 +51,11 @@ class Refused:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples of one shape: their indices in the source, and uint8 images (N, C, H, W)."""
+    """Samples of one shape: their indices in the source, uint8 images (N, C, H, W), and labels where it has them."""
 
     indices: Sequence[int]
     images: NDArray[np.uint8]
+    labels: Sequence[int] | None = None
 
 
 @dataclass

@@ -10,14 +10,13 @@ import fnmatch
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, pairwise
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from ..errors import ImageError, StoreDamagedError, StoreError
+from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Published, Refused, ShardSpec, Survey
 from .decode import SUFFIXES, decode, probe
 from .npy import encode_npy
@@ -25,7 +24,6 @@ from .png import encode_png
 from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary
 
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
-_BATCH_BYTES = 4 << 20
 
 
 class Options(NamedTuple):
@@ -47,42 +45,14 @@ class FolderImages:
         return self._by_index[index].path
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
-        """Decode in `workers` threads (Pillow releases the GIL); at most a few batches are in memory."""
-        workers = max(1, workers)
-        pending: list[tuple[int, Array]] = []
-        size = 0
-        with ThreadPoolExecutor(workers, "dlmt-decode") as pool:
-            for index, result in self._decoded(iter(indices), pool, workers):
-                if isinstance(result, Refused):
-                    yield result
-                    continue
-                if pending and (pending[0][1].shape != result.shape or size + result.nbytes > _BATCH_BYTES):
-                    yield _batch(pending)
-                    pending, size = [], 0
-                pending.append((index, result))
-                size += result.nbytes
-        if pending:
-            yield _batch(pending)
+        """Decode in `workers` threads, in the order of `indices`."""
+        samples = (Encoded(i, self._by_index[i].path, partial(self._decode, self._by_index[i])) for i in indices)
+        return decode_all(samples, workers)
 
-    def _decoded(
-        self, indices: Iterator[int], pool: ThreadPoolExecutor, workers: int
-    ) -> Iterator[tuple[int, Array | Refused]]:
-        """`self._decode` of each index in order, with a bounded number ahead."""
-        ahead = [(i, pool.submit(self._decode, i)) for i in islice(indices, 4 * workers)]
-        while ahead:
-            index, future = ahead.pop(0)
-            result = future.result()
-            ahead += [(i, pool.submit(self._decode, i)) for i in islice(indices, 1)]
-            yield index, result
-
-    def _decode(self, index: int) -> Array | Refused:
-        stamp = self._by_index[index]
-        try:
-            _check_name(stamp.path)
-            stamp.check_unchanged(self.root)
-            return decode(self.root / stamp.path, self.options.channels, self.options.size, self.options.fit)
-        except ImageError as error:
-            return Refused(index, stamp.path, str(error))
+    def _decode(self, stamp: FileStamp) -> Array:
+        _check_name(stamp.path)
+        stamp.check_unchanged(self.root)
+        return decode(self.root / stamp.path, self.options.channels, self.options.size, self.options.fit)
 
 
 class FolderSource(FolderImages):
@@ -293,10 +263,6 @@ def can_be_listed(name: str) -> bool:
 def _check_name(path: str) -> None:
     if Path(path).suffix.lower() not in SUFFIXES:
         raise ImageError(f"its name does not end as an image's ({', '.join(sorted(SUFFIXES))}); --ignore skips it")
-
-
-def _batch(pending: list[tuple[int, Array]]) -> Batch:
-    return Batch([index for index, _ in pending], np.stack([image for _, image in pending]))
 
 
 def _raise(error: OSError) -> None:
