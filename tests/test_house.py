@@ -62,6 +62,7 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.info": "info",
     "dlmt_fast.demo": "demo",
     "dlmt_fast.cli": "cli",
+    "dlmt_fast.cli.": "cli",
 }
 
 #: Which layers each layer may import, beside itself and the leaves.
