@@ -12,6 +12,7 @@ from typing import NoReturn
 import typer
 
 from ..errors import DlmtError, ParameterError, UsageError
+from .completion import completed
 from .encrypt import encrypt
 from .keys import keygen
 from .shared import console
@@ -28,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (keygen, encrypt, decrypt, verify, train, info, bench, demo):
-    app.command()(command)
+    app.command()(completed(command))
 
 
 def main() -> None:
