@@ -51,6 +51,8 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.hidden": "transforms",
     "dlmt_fast.pipeline": "pipeline",
     "dlmt_fast.pipeline.": "pipeline",
+    "dlmt_fast.pipeline.formats": "pipeline",
+    "dlmt_fast.pipeline.formats.": "pipeline",
     "dlmt_fast.training": "tools",
     "dlmt_fast.training.": "tools",
     "dlmt_fast.audit": "tools",
@@ -60,6 +62,7 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.info": "info",
     "dlmt_fast.demo": "demo",
     "dlmt_fast.cli": "cli",
+    "dlmt_fast.cli.": "cli",
 }
 
 #: Which layers each layer may import, beside itself and the leaves.

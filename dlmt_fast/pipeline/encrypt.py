@@ -19,7 +19,6 @@ from .options import JobOptions
 from .planned import PlannedJob, plan_job
 from .processes import run_here, run_in_processes
 from .summary import Progress, Summary, counter, no_progress
-from .target import files_of_shard
 from .worker import JobContext, ShardResult, Task
 
 
@@ -96,7 +95,7 @@ class _Run:
             return
         target.go_on(job.store_id, owner.read_replaced())
         for shard in job.shards:
-            result = finished(target.root, job.kind, shard, job.store_id, owner, job.options.check)
+            result = finished(target.root, job.form, shard, job.store_id, owner, job.options.check)
             if result is not None:
                 self._results[shard.index] = result
         if self._results:
@@ -110,7 +109,8 @@ class _Run:
         advance(sum(len(shard.samples) for shard in job.shards if shard.index in self._results))
         if todo and job.target.resumed:
             job.target.unfinish()
-        processes = min(job.options.workers, len(todo)) if job.source.kind == "folder" else 1
+        # Reading and writing whole arrays takes less time than starting processes.
+        processes = min(job.options.workers, len(todo)) if job.source.named or job.form.named else 1
         context, tasks = self._context(processes), self._tasks(todo)
         with closing(
             run_in_processes(context, tasks, processes, advance, self._lock)
@@ -129,7 +129,7 @@ class _Run:
             result = self._results[shard.index]
             summary.add(len(shard.samples), result.published, result.refused)
             if target.old:
-                target.keep(files_of_shard(target.root, job.kind, result.published))
+                target.keep(job.form.files(target.root, result.published))
         target.keep(extra.name for extra in extras)
         published = tuple(self._results[shard.index].published for shard in job.shards)
         sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape))
@@ -143,8 +143,8 @@ class _Run:
         """After a failure: what counts stays, nothing half-done does. Says how to go on where there is something."""
         job, target, results = self._job, self._job.target, self._results
         for task in self._begun.values():
-            if finished(target.root, job.kind, task.shard, job.store_id, job.owner, False) is None:
-                target.discard([*filter(None, task.names.values()), task.shard.name])
+            if finished(target.root, job.form, task.shard, job.store_id, job.owner, False) is None:
+                target.discard(job.files_of(task.shard))
             else:
                 results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
         if target.stop(job.store_id, bool(results)):
@@ -167,7 +167,7 @@ class _Run:
         retire = target.manifest if target.old else None
         decoders, threads = (1, 1) if processes > 1 else (job.options.workers, None)
         return JobContext(
-            job.key, job.scheme, job.options, job.store_id, job.dtype, target.root, job.owner.root,
+            job.key, job.scheme, job.options, job.store_id, job.kind, job.dtype, target.root, job.owner.root,
             retire, decoders, threads, self._ops,
         )  # fmt: skip
 
