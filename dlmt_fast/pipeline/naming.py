@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import StoreError
 from ..stores.contract import ShardSpec, Source
-from ..stores.folder import can_be_listed
+from ..stores.listing import can_be_listed
 from .formats import StoredFormat
 from .options import JobOptions
 from .seal import StoreSeal

@@ -18,12 +18,7 @@ from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Published, Refused, ShardSpec, Survey
 from .decode import SUFFIXES, decode, probe
-from .listing import Listed as Listed
-from .listing import can_be_listed as can_be_listed
-from .listing import encode_listing
-from .listing import listing_name as listing_name
-from .listing import read_listed as read_listed
-from .listing import read_listing as read_listing
+from .listing import Listed, encode_listing, listing_name
 from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary

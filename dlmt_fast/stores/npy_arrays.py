@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreDamagedError, StoreError
-from .axes import image_shape as image_shape
-from .axes import layout_of as layout_of
+from .axes import image_shape, layout_of
 from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
 from .decode import SUFFIXES
 from .npy import encode_header, encode_labels
