@@ -11,14 +11,14 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import ImageError, StoreDamagedError, StoreError
+from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Published, Refused, ShardSpec, Survey
 from .decode import SUFFIXES, decode, probe
+from .listing import Listed, encode_listing, listing_name
 from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary
@@ -203,8 +203,7 @@ class FolderWriter:
             self._renamed.append(self._root / name)
         for folder in sorted(self._folders):
             self._ops.fsync_directory(folder)
-        lines = [f"{digest} {size} {name}\n" for name, (_, size, digest) in sorted(self._files.items())]
-        listing = "".join(lines).encode("utf-8")
+        listing = encode_listing(Listed(digest, size, name) for name, (_, size, digest) in self._files.items())
         if self._listed:
             self._renamed.append(self._root / listing_name(self._shard))
             publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
@@ -215,67 +214,6 @@ class FolderWriter:
 
     def abort(self) -> None:
         remove_all([temporary for temporary, _, _ in self._files.values()] + self._renamed, self._ops)
-
-
-class Listed(NamedTuple):
-    """A line of a shard's listing."""
-
-    sha256: str
-    size: int
-    name: str
-
-
-def listing_name(shard: int) -> str:
-    return f"dlmt-shard-{shard:05d}.txt"
-
-
-def read_listing(data: bytes, where: str) -> list[Listed]:
-    """The lines of a listing, checked: relative names without tricks, sorted, each once.
-
-    Raises:
-        StoreDamagedError: it is no listing.
-    """
-    try:
-        text = data.decode("utf-8")
-        entries = []
-        for line in text.split("\n")[:-1]:
-            digest, size, name = line.split(" ", 2)
-            entries.append(Listed(digest, int(size), name))
-            if len(digest) != 64 or not _safe(name) or str(int(size)) != size:
-                raise ValueError
-        if text and not text.endswith("\n"):
-            raise ValueError
-        if any(a.name >= b.name for a, b in pairwise(entries)):
-            raise ValueError
-    except ValueError:
-        raise StoreDamagedError(f"{where} is not a shard's listing") from None
-    return entries
-
-
-def read_listed(root: Path, entry: Listed) -> bytes:
-    """A file of the store, checked against its listing.
-
-    Raises:
-        StoreDamagedError: it is missing or altered.
-    """
-    path = root / entry.name
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise StoreDamagedError(f"{path} is missing, and the store's listing names it") from None
-    if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
-    return data
-
-
-def _safe(name: str) -> bool:
-    parts = name.split("/")
-    return not set(name) & {"\\", "\0", "\n"} and all(p not in ("", ".", "..") for p in parts)
-
-
-def can_be_listed(name: str) -> bool:
-    """Whether a listing can hold a relative name, and the name is none of the store's own."""
-    return _safe(name) and not name.startswith(("dlmt-store.json", "dlmt-shard-"))
 
 
 def _check_name(path: str) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...errors import StoreDamagedError
 from ...stores.contract import Published, ShardSpec, ShardWriter
-from ...stores.folder import can_be_listed
+from ...stores.listing import can_be_listed
 from ...stores.manifest import Manifest
 from ...stores.tar_index import read_index
 from ...stores.tar_writer import TarWriter, key_of
