@@ -7,9 +7,9 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, reduction
+from multiprocessing import connection, reduction, resource_tracker
 from typing import Any
 
 from ..errors import DlmtError, StoreError
@@ -27,6 +27,20 @@ def run_here(
     work = ShardWork(job)
     for task in tasks:
         yield task, work.run(task, advance)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A process started in the block is deaf to Ctrl-C from its first instruction on; this one hears it after."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # starting a process does this first, and would end the block's effect
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Lock:
@@ -69,7 +83,8 @@ def run_in_processes(
     def start() -> _Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, job, _Lock(lock)), daemon=True)
-        process.start()
+        with _deaf_to_interrupts():
+            process.start()
         theirs.close()
         return _Worker(process, ours, Tally(advance))
 
