@@ -86,7 +86,10 @@ MAY_IMPORT: dict[str, set[str]] = {
 SHARED: dict[str, set[str]] = {
     "dlmt_fast.schemes": {"plan", "matrices", "precision"},
     "dlmt_fast.backends": {"contract", "built"},
-    "dlmt_fast.stores": {"contract", "publish", "manifest", "decode", "png", "npy", "gzipped", "runs", "sliced"},
+    "dlmt_fast.stores": {
+        *("contract", "publish", "manifest", "decode", "png", "npy", "gzipped", "runs", "sliced"),
+        *("listing", "scratch", "walk"),
+    },
 }
 PRIVATE: dict[str, set[str]] = {
     "dlmt_fast.stores.cifar": {"restricted_pickle"},

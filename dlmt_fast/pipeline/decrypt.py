@@ -17,7 +17,7 @@ from ..stores.folder import FolderWriter
 from ..stores.idx import IdxWriter
 from ..stores.npy_arrays import NpyWriter, labels_name
 from ..stores.publish import publish_bytes
-from .naming import digest64, repeated
+from .digests import digest64, repeated
 from .owner import OwnerFolder
 from .stored import StoredBatch, StoredImages, check_published
 from .summary import Progress, Summary, counter, no_progress

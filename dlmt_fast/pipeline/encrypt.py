@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -184,7 +184,7 @@ def _what_differs(other: OwnerFolder, record: dict[str, object]) -> str:
     return differences(found, record) or "the key is another"
 
 
-def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, shapes: dict[Shape, list[str]], kind: str) -> str:
+def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, shapes: Iterable[Shape], kind: str) -> str:
     """The dtype of the files; refuses what no plan or no file of this kind can hold, before any work."""
     make = planner(scheme, key, options)
     dtype = {make((channels, 1, 1)).dtype for channels in {shape[0] for shape in shapes}}.pop()

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
-
-import numpy as np
 
 from ..errors import StoreError
 from ..stores.contract import ShardSpec, Source
 from ..stores.folder import can_be_listed
+from .digests import digest64, repeated
 from .options import JobOptions
 from .seal import StoreSeal
 
@@ -21,15 +19,18 @@ class Namer:
     """
 
     def __init__(self, seal: StoreSeal, keep: bool, numbered: bool, paths: Iterable[str], suffix: str) -> None:
-        classes = sorted({path.partition("/")[0] for path in paths if "/" in path})
-        width = len(str(max(0, len(classes) - 1)))
-        self._classes = {name: f"{i:0{width}d}" if numbered else name for i, name in enumerate(classes)}
+        self._classes: dict[str, str] | None = None
+        if numbered:
+            classes = sorted({path.partition("/")[0] for path in paths if "/" in path})
+            width = len(str(max(0, len(classes) - 1)))
+            self._classes = {name: f"{i:0{width}d}" for i, name in enumerate(classes)}
         self._seal, self._keep, self._suffix = seal, keep, suffix
 
     def name(self, path: str) -> str:
         """The output name of a source path."""
         first, slash, rest = path.partition("/")
-        prefix = f"{self._classes[first]}/" if slash else ""
+        shown = first if self._classes is None or not slash else self._classes[first]
+        prefix = shown + slash if slash else ""
         if not self._keep:
             return prefix + self._seal.name(path) + self._suffix
         return prefix + (rest if slash else path).rpartition(".")[0] + self._suffix
@@ -60,37 +61,27 @@ class OutputNames:
         """Each sample's output name by index, in writing order."""
         if not self._named:
             return dict.fromkeys(shard.samples, "")
-        return dict(sorted(((index, self._name(index)) for index in shard.samples), key=lambda item: item[1]))
+        named = ((index, self._name(index, self._source.path_of(index))) for index in shard.samples)
+        return dict(sorted(named, key=lambda item: item[1]))
 
-    def _name(self, index: int) -> str:
-        path = self._source.path_of(index)
+    def _name(self, index: int, path: str) -> str:
         return self._seal.name(path) if index in self._never_written else self._namer.name(path)
 
+    def _all(self) -> Iterator[tuple[str, str]]:
+        """Every sample's path and output name."""
+        for index, stamp in enumerate(self._source.stamps()):
+            yield stamp.path, self._name(index, stamp.path)
+
     def _refuse_the_same(self) -> None:
-        """Names are compared by short digests first, so that a large store needs 8 bytes a file."""
-        count = len(self._source.stamps())
-        suspects = repeated(self._checked(range(count)))
-        named: dict[str, int] = {}
-        for index in range(count) if suspects else ():
-            name = self._name(index)
-            if digest64(name) in suspects and named.setdefault(name, index) != index:
-                one, two = self._source.path_of(named[name]), self._source.path_of(index)
-                raise StoreError(f"{one} and {two} would both be written as {name}")
+        """Names are compared by short digests first, so that memory does not grow with their number."""
+        suspects = repeated(self._checked())
+        named: dict[str, str] = {}
+        for path, name in self._all() if suspects else ():
+            if digest64(name) in suspects and named.setdefault(name, path) != path:
+                raise StoreError(f"{named[name]} and {path} would both be written as {name}")
 
-    def _checked(self, indices: range) -> Iterator[str]:
-        for index in indices:
-            name = self._name(index)
+    def _checked(self) -> Iterator[str]:
+        for path, name in self._all():
             if not can_be_listed(name):
-                raise StoreError(f"{self._source.path_of(index)!r} cannot keep its name or class in a store; rename it")
+                raise StoreError(f"{path!r} cannot keep its name or class in a store; rename it")
             yield name
-
-
-def repeated(names: Iterable[str]) -> set[int]:
-    """The `digest64` of every name that occurs twice; a chance collision of digests is among them too."""
-    digests = np.sort(np.fromiter(map(digest64, names), np.uint64))
-    return set(digests[1:][digests[1:] == digests[:-1]].tolist())
-
-
-def digest64(name: str) -> int:
-    """The first 64 bits of a name's SHA-256."""
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:8], "little")

@@ -121,15 +121,18 @@ class CifarSource:
         """The .npy file of one of `extras`: uint8 (N,)."""
         return encode_labels(self._extras[name])
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def _check_unchanged(self) -> None:
         for stamp in self._stamps:
             stamp.check_unchanged(self.root)
 
     def survey(self) -> Survey:
-        return Survey({_SHAPE: [f"{split}-images.npy" for split in self._layout.splits]})
+        survey = Survey()
+        for split, part in zip(self._layout.splits, self._splits, strict=True):
+            survey.add(_SHAPE, f"{split}-images.npy", len(part.images))
+        return survey
 
     def shards(self) -> list[ShardSpec]:
         return self._runs.shards("-images.npy")

@@ -210,8 +210,8 @@ class NpySource:
         images = next(images for images, labels in self.labels.items() if labels == name)
         return encode_labels(read_labels(self.root / name, self.headers[self.images.index(images)].shape[0]))
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def _check_unchanged(self, name: str) -> None:
         next(stamp for stamp in self._stamps if stamp.path == name).check_unchanged(self.root)
@@ -219,7 +219,7 @@ class NpySource:
     def survey(self) -> Survey:
         survey = Survey()
         for name, header in zip(self.images, self.headers, strict=True):
-            survey.shapes.setdefault(image_shape(header.shape, self.root / name), []).append(name)
+            survey.add(image_shape(header.shape, self.root / name), name, header.shape[0])
         for name in self.extras:
             self.extra_bytes(name)  # wrong labels are refused before any work
         return survey
