@@ -51,6 +51,8 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.hidden": "transforms",
     "dlmt_fast.pipeline": "pipeline",
     "dlmt_fast.pipeline.": "pipeline",
+    "dlmt_fast.pipeline.formats": "pipeline",
+    "dlmt_fast.pipeline.formats.": "pipeline",
     "dlmt_fast.training": "tools",
     "dlmt_fast.training.": "tools",
     "dlmt_fast.audit": "tools",
@@ -60,6 +62,7 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.info": "info",
     "dlmt_fast.demo": "demo",
     "dlmt_fast.cli": "cli",
+    "dlmt_fast.cli.": "cli",
 }
 
 #: Which layers each layer may import, beside itself and the leaves.
@@ -87,12 +90,14 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.schemes": {"plan", "matrices", "precision"},
     "dlmt_fast.backends": {"contract", "built"},
     "dlmt_fast.stores": {
-        *("contract", "publish", "manifest", "decode", "png", "npy", "gzipped", "runs", "sliced"),
-        *("listing", "scratch", "walk"),
+        *("contract", "publish", "manifest", "decode", "batching", "png", "npy", "gzipped", "runs", "sliced"),
+        *("listing", "scratch", "digests", "walk"),
     },
 }
 PRIVATE: dict[str, set[str]] = {
     "dlmt_fast.stores.cifar": {"restricted_pickle"},
+    "dlmt_fast.stores.parquet": {"parquet_format"},
+    "dlmt_fast.stores.parquet_writer": {"parquet_format"},
     "dlmt_fast.backends.numba_cpu": {"numba_kernels", "numba_inverse", "pool"},
     "dlmt_fast.backends.numba_inverse": {"numba_kernels"},
 }

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 
 from dlmt_fast.errors import StoreError
-from dlmt_fast.pipeline import digests
-from dlmt_fast.pipeline.digests import DigestSet, Spool, digest64, repeated
-from dlmt_fast.stores import listing, scratch
+from dlmt_fast.stores import digests, listing, scratch
 from dlmt_fast.stores.contract import FileStamp
+from dlmt_fast.stores.digests import DigestSet, Spool, digest64, repeated
 from dlmt_fast.stores.folder import FolderSource
 from dlmt_fast.stores.listing import Listing
 from dlmt_fast.stores.walk import LinkedFolders, folders_below, is_empty

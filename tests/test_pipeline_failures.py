@@ -352,16 +352,16 @@ def test_a_running_job_is_left_alone(place: Place) -> None:
 
 
 def test_a_job_that_starts_in_between_is_left_alone(folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dlmt_fast.pipeline import encrypt
+    from dlmt_fast.pipeline import planned
 
-    real = encrypt.job_record
+    real = planned.job_record
 
     def start_another(*args: Any) -> Any:
         folder.store.mkdir(parents=True)
         (folder.store / ".dlmt-job").write_bytes(b"someone")
         return real(*args)
 
-    monkeypatch.setattr(encrypt, "job_record", start_another)
+    monkeypatch.setattr(planned, "job_record", start_another)
     with pytest.raises(StoreError, match="marked by a job"):
         folder.encrypt()
     assert tree(folder.store) == {".dlmt-job": b"someone"}

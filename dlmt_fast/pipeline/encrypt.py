@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from ..keys import Key
 from ..schemes import DLMT
-from ..stores.contract import Published, Shape, ShardSpec, Source
-from ..stores.folder import FolderSource
+from ..stores.contract import Published, ShardSpec
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, publish_bytes
 from .finished import finished
-from .job import differences, header, job_record, settle_shape
-from .kinds import check_dtype, extra_names, is_single, shard_name, target_kind
-from .naming import OutputNames
-from .open import open_source
+from .job import header
 from .options import JobOptions
-from .owner import OwnerFolder
+from .planned import PlannedJob, plan_job
 from .processes import run_here, run_in_processes
-from .seal import StoreSeal, store_id_of
 from .summary import Progress, Summary, counter, no_progress
-from .target import Target, files_of_shard
-from .worker import JobContext, ShardResult, Task, planner
+from .worker import JobContext, ShardResult, Task
 
 
 def encrypt_store(
@@ -65,149 +59,138 @@ def encrypt_store(
         DlmtError, OSError: whatever else is wrong.
     """
     options, started = options or JobOptions(), time.perf_counter()
-    source = open_source(source_path, options, source_kind)
-    kind = target_kind(source, target_named)
-    target = Target(target_path, is_single(source), source_path, options.overwrite, options.resume, ops)
-    survey = source.survey()
-    shape = settle_shape(survey, options)
-    dtype = _stored_dtype(scheme, key, options, survey.shapes, kind)
-
-    record = job_record(source, scheme, options, kind)
-    seal = StoreSeal(key, store_id_of(key, record))
-    store_id = seal.store_id
-    if options.resume:
-        target.admit(store_id, lambda other: _what_differs(OwnerFolder(owner_folder(other), seal), record))
-    names = OutputNames(source, seal, options, dtype, {item.index for item in survey.refused})
-    owner = OwnerFolder(owner_folder(store_id), seal, ops)
-    owner.prepare(target.path)
-    summary = Summary("encrypt", str(source_path), str(target_path), store_id, kind=kind, dtype=dtype)
-    single = target.path if target.single else None
-    shards = [replace(shard, name=shard_name(source, shard, single, seal, options)) for shard in source.shards()]
-    with owner.locked() as lock:
-        owner.write_record(record)
-        if target.resumed:
-            target.go_on(store_id, owner.read_replaced())
-        else:
-            _begin(target, owner, store_id, _files(source, shards, names))
-        results = _finished(target, kind, shards, store_id, owner, options.check) if target.resumed else {}
-        todo = [shard for shard in shards if shard.index not in results]
-        advance = counter(progress, sum(len(shard.samples) for shard in shards))
-        advance(sum(len(shard.samples) for shard in shards if shard.index in results))
-        if results:
-            summary.notes.append(f"resumed: {len(results)} of {len(shards)} shards were done already")
-        processes = min(options.workers, len(todo)) if source.kind == "folder" else 1
-        job = JobContext(
-            key, scheme, options, store_id, dtype, target.root, owner.root,
-            target.manifest if target.old else None,
-            1 if processes > 1 else options.workers, 1 if processes > 1 else None, ops,
-        )  # fmt: skip
-        begun: dict[int, Task] = {}
+    job = plan_job(
+        source_path, target_path, key, scheme, owner_folder, options, source_kind, target_named, ops
+    )  # fmt: skip
+    summary = Summary("encrypt", str(source_path), str(target_path), job.store_id, kind=job.kind, dtype=job.dtype)
+    job.owner.prepare(job.target.path)
+    with job.owner.locked() as lock:
+        run = _Run(job, ops, lock)
+        run.start(summary)
         try:
-            if todo and target.resumed:
-                target.unfinish()
-            tasks = _tasks(source, todo, names, begun)
-            done = (
-                run_in_processes(job, tasks, processes, advance, lock)
-                if processes > 1
-                else run_here(job, tasks, advance)
-            )
-            for task, result in done:
-                results[task.shard.index] = result
-                del begun[task.shard.index]
-            extras = _copy_labels(source, target, store_id, shards, ops)
-            for shard in shards:
-                result = results[shard.index]
-                summary.add(len(shard.samples), result.published, result.refused)
-                if target.old:
-                    target.keep(files_of_shard(target.root, kind, result.published))
-            target.keep(extra.name for extra in extras)
-            published = tuple(results[shard.index].published for shard in shards)
-            sealed = seal.seal_header(header(scheme, options, dtype, shape))
-            manifest = Manifest(kind, store_id, dtype, shape, summary.outputs, published, tuple(extras), sealed)
-            target.finish(manifest, store_id)
-            owner.forget_replaced()
+            run.work(progress)
+            run.finish(summary)
         except BaseException:
-            for task in begun.values():
-                if finished(target.root, kind, task.shard, store_id, owner, False) is None:
-                    target.discard([*filter(None, task.names.values()), task.shard.name])
-                else:
-                    results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
-            if target.stop(store_id, bool(results)):
-                tell(
-                    f"{len(results)} of {len(shards)} shards are done and stay, nothing half-written does; "
-                    "the same command with --resume goes on"
-                )
+            run.stop(tell)
             raise
-    summary.notes += _notes(source, options)
+    summary.notes += _notes(job)
     summary.seconds = time.perf_counter() - started
     return summary
 
 
-def _begin(target: Target, owner: OwnerFolder, store_id: str, files: Iterator[str]) -> None:
-    if target.old:
-        target.refuse_unknown(files)
-        owner.write_replaced(target.old)
-    else:
-        owner.forget_replaced()
-    target.begin(store_id)
+class _Run:
+    """A job that holds its lock: begun or taken up, worked on, then finished or stopped."""
+
+    def __init__(self, job: PlannedJob, ops: FileOps, lock: int) -> None:
+        self._job, self._ops, self._lock = job, ops, lock
+        self._results: dict[int, ShardResult] = {}
+        self._begun: dict[int, Task] = {}
+
+    def start(self, summary: Summary) -> None:
+        """Begin the target, or take up what a stopped attempt left there."""
+        job, target, owner = self._job, self._job.target, self._job.owner
+        owner.write_record(job.record)
+        if not target.resumed:
+            self._begin()
+            return
+        target.go_on(job.store_id, owner.read_replaced())
+        for shard in job.shards:
+            result = finished(target.root, job.form, shard, job.store_id, owner, job.options.check)
+            if result is not None:
+                self._results[shard.index] = result
+        if self._results:
+            summary.notes.append(f"resumed: {len(self._results)} of {len(job.shards)} shards were done already")
+
+    def work(self, progress: Progress) -> None:
+        """Do the shards that do not count yet."""
+        job = self._job
+        todo = [shard for shard in job.shards if shard.index not in self._results]
+        advance = counter(progress, sum(len(shard.samples) for shard in job.shards))
+        advance(sum(len(shard.samples) for shard in job.shards if shard.index in self._results))
+        if todo and job.target.resumed:
+            job.target.unfinish()
+        # Reading and writing whole arrays takes less time than starting processes.
+        processes = min(job.options.workers, len(todo)) if job.source.named or job.form.named else 1
+        context, tasks = self._context(processes), self._tasks(todo)
+        with closing(
+            run_in_processes(context, tasks, processes, advance, self._lock)
+            if processes > 1
+            else run_here(context, tasks, advance)
+        ) as done:
+            for task, result in done:
+                self._results[task.shard.index] = result
+                del self._begun[task.shard.index]
+
+    def finish(self, summary: Summary) -> None:
+        """Publish labels and manifest, and remove what only the replaced store had."""
+        job, target = self._job, self._job.target
+        extras = self._copy_labels()
+        for shard in job.shards:
+            result = self._results[shard.index]
+            summary.add(len(shard.samples), result.published, result.refused)
+            if target.old:
+                target.keep(job.form.files(target.root, result.published))
+        target.keep(extra.name for extra in extras)
+        published = tuple(self._results[shard.index].published for shard in job.shards)
+        sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape))
+        manifest = Manifest(
+            job.kind, job.store_id, job.dtype, job.shape, summary.outputs, published, tuple(extras), sealed
+        )
+        target.finish(manifest, job.store_id)
+        job.owner.forget_replaced()
+
+    def stop(self, tell: Callable[[str], None]) -> None:
+        """After a failure: what counts stays, nothing half-done does. Says how to go on where there is something."""
+        job, target, results = self._job, self._job.target, self._results
+        for task in self._begun.values():
+            if finished(target.root, job.form, task.shard, job.store_id, job.owner, False) is None:
+                target.discard(job.files_of(task.shard))
+            else:
+                results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
+        if target.stop(job.store_id, bool(results)):
+            tell(
+                f"{len(results)} of {len(job.shards)} shards are done and stay, nothing half-written does; "
+                "the same command with --resume goes on"
+            )
+
+    def _begin(self) -> None:
+        target, owner = self._job.target, self._job.owner
+        if target.old:
+            target.refuse_unknown(self._job.files())
+            owner.write_replaced(target.old)
+        else:
+            owner.forget_replaced()
+        target.begin(self._job.store_id)
+
+    def _context(self, processes: int) -> JobContext:
+        job, target = self._job, self._job.target
+        retire = target.manifest if target.old else None
+        decoders, threads = (1, 1) if processes > 1 else (job.options.workers, None)
+        return JobContext(
+            job.key, job.scheme, job.options, job.store_id, job.kind, job.dtype, target.root, job.owner.root,
+            retire, decoders, threads, self._ops,
+        )  # fmt: skip
+
+    def _tasks(self, shards: list[ShardSpec]) -> Iterator[Task]:
+        """The work, entered in `_begun` when it is asked for."""
+        for task in self._job.tasks(shards):
+            self._begun[task.shard.index] = task
+            yield task
+
+    def _copy_labels(self) -> list[Published]:
+        """Labels pass: training needs them."""
+        copied = []
+        for original, name in self._job.labels():
+            data = self._job.source.extra_bytes(original)
+            publish_bytes(self._job.target.root / name, data, self._job.store_id, ops=self._ops)
+            copied.append(Published(name, 1, len(data), hashlib.sha256(data).hexdigest()))
+        return copied
 
 
-def _files(source: Source, shards: list[ShardSpec], names: OutputNames) -> Iterator[str]:
-    """What may be written."""
-    for shard in shards:
-        yield from filter(None, names.of(shard).values())
-        yield shard.name
-    for _, name in extra_names(source, [shard.name for shard in shards]):
-        yield name
-
-
-def _finished(
-    target: Target, kind: str, shards: list[ShardSpec], store_id: str, owner: OwnerFolder, check: bool
-) -> dict[int, ShardResult]:
-    found = ((shard.index, finished(target.root, kind, shard, store_id, owner, check)) for shard in shards)
-    return {index: result for index, result in found if result is not None}
-
-
-def _tasks(source: Source, shards: list[ShardSpec], names: OutputNames, begun: dict[int, Task]) -> Iterator[Task]:
-    """The work, made when it is asked for and entered in `begun`."""
-    originals = source.shards()
-    for shard in shards:
-        reader = source.part(shard.samples) if isinstance(source, FolderSource) else source
-        begun[shard.index] = Task(shard, names.of(shard), reader, originals[shard.index].name)
-        yield begun[shard.index]
-
-
-def _what_differs(other: OwnerFolder, record: dict[str, object]) -> str:
-    found = other.read_record()
-    if found is None:
-        return f"the key is another, or {other.root} is not where that job kept its record (--owner DIR)"
-    return differences(found, record) or "the key is another"
-
-
-def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, shapes: Iterable[Shape], kind: str) -> str:
-    """The dtype of the files; refuses what no plan or no file of this kind can hold, before any work."""
-    make = planner(scheme, key, options)
-    dtype = {make((channels, 1, 1)).dtype for channels in {shape[0] for shape in shapes}}.pop()
-    check_dtype(kind, dtype)
-    return dtype
-
-
-def _copy_labels(
-    source: Source, target: Target, store_id: str, shards: list[ShardSpec], ops: FileOps
-) -> list[Published]:
-    """Labels pass: training needs them."""
-    copied = []
-    for original, name in extra_names(source, [shard.name for shard in shards]):
-        data = source.extra_bytes(original)
-        publish_bytes(target.root / name, data, store_id, ops=ops)
-        copied.append(Published(name, 1, len(data), hashlib.sha256(data).hexdigest()))
-    return copied
-
-
-def _notes(source: Source, options: JobOptions) -> list[str]:
+def _notes(job: PlannedJob) -> list[str]:
     notes = []
-    if options.normalize.startswith("minmax"):
+    if job.options.normalize.startswith("minmax"):
         notes.append("decrypting min-max needs the ledger in the owner's folder: keep it as safe as the key")
-    if source.left_alone:
-        notes.append(f"left alone: {source.left_alone}")
+    if job.source.left_alone:
+        notes.append(f"left alone: {job.source.left_alone}")
     return notes

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 
 from ..errors import StoreError
 from ..stores.contract import ShardSpec, Source
+from ..stores.digests import digest64, repeated
 from ..stores.folder import can_be_listed
-from .digests import digest64, repeated
+from .formats import StoredFormat
 from .options import JobOptions
 from .seal import StoreSeal
 
@@ -37,7 +38,7 @@ class Namer:
 
 
 class OutputNames:
-    """The names of a whole job, made a shard at a time. IDX files have none and keep their order.
+    """The names of a whole job, made a shard at a time; all "" and in the source's order where the target keeps none.
 
     Args:
         never_written: the samples that the survey refused; their names may be anything.
@@ -47,13 +48,18 @@ class OutputNames:
     """
 
     def __init__(
-        self, source: Source, seal: StoreSeal, options: JobOptions, dtype: str, never_written: set[int]
+        self,
+        source: Source,
+        form: StoredFormat,
+        seal: StoreSeal,
+        options: JobOptions,
+        dtype: str,
+        never_written: set[int],
     ) -> None:
         self._source, self._seal, self._never_written = source, seal, never_written
-        self._named = source.kind == "folder"
-        suffix = ".png" if dtype == "uint8" else ".npy"
-        paths = (stamp.path for stamp in source.stamps() if self._named)
-        self._namer = Namer(seal, options.names == "keep", options.classes == "index", paths, suffix)
+        self._named = form.named
+        paths = (path for _, path in self._paths())
+        self._namer = Namer(seal, options.names == "keep", options.classes == "index", paths, form.suffix(dtype))
         if self._named:
             self._refuse_the_same()
 
@@ -61,27 +67,31 @@ class OutputNames:
         """Each sample's output name by index, in writing order."""
         if not self._named:
             return dict.fromkeys(shard.samples, "")
-        named = ((index, self._name(index, self._source.path_of(index))) for index in shard.samples)
+        part = self._source.part(shard.samples)
+        named = ((index, self._name(index, part.path_of(index))) for index in shard.samples)
         return dict(sorted(named, key=lambda item: item[1]))
 
     def _name(self, index: int, path: str) -> str:
         return self._seal.name(path) if index in self._never_written else self._namer.name(path)
 
-    def _all(self) -> Iterator[tuple[str, str]]:
-        """Every sample's path and output name."""
-        for index, stamp in enumerate(self._source.stamps()):
-            yield stamp.path, self._name(index, stamp.path)
+    def _paths(self) -> Iterator[tuple[int, str]]:
+        """Every sample, a shard at a time, with its path."""
+        for shard in self._source.shards() if self._named else ():
+            part = self._source.part(shard.samples)
+            yield from ((index, part.path_of(index)) for index in shard.samples)
 
     def _refuse_the_same(self) -> None:
         """Names are compared by short digests first, so that memory does not grow with their number."""
         suspects = repeated(self._checked())
-        named: dict[str, str] = {}
-        for path, name in self._all() if suspects else ():
-            if digest64(name) in suspects and named.setdefault(name, path) != path:
-                raise StoreError(f"{named[name]} and {path} would both be written as {name}")
+        named: dict[str, tuple[int, str]] = {}
+        for index, path in self._paths() if suspects else ():
+            name = self._name(index, path)
+            if digest64(name) in suspects and named.setdefault(name, (index, path))[0] != index:
+                raise StoreError(f"{named[name][1]} and {path} would both be written as {name}")
 
     def _checked(self) -> Iterator[str]:
-        for path, name in self._all():
+        for index, path in self._paths():
+            name = self._name(index, path)
             if not can_be_listed(name):
                 raise StoreError(f"{path!r} cannot keep its name or class in a store; rename it")
             yield name

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, reduction
@@ -21,7 +21,7 @@ _DEATHS = 3  # of workers over one shard, then the job fails
 
 def run_here(
     job: JobContext, tasks: Iterator[Task], advance: Callable[[int], None]
-) -> Iterator[tuple[Task, ShardResult]]:
+) -> Generator[tuple[Task, ShardResult], None, None]:
     """Do the tasks one after the other."""
     work = ShardWork(job)
     for task in tasks:
@@ -52,7 +52,7 @@ class _Worker:
 
 def run_in_processes(
     job: JobContext, tasks: Iterator[Task], processes: int, advance: Callable[[int], None], lock: int
-) -> Iterator[tuple[Task, ShardResult]]:
+) -> Generator[tuple[Task, ShardResult], None, None]:
     """Do the tasks in `processes` workers. One that is killed is replaced and its shard done again, some times.
 
     The key reaches a worker in the pipe that starts it, never on a command line or in the environment.

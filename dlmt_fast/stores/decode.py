@@ -57,22 +57,37 @@ def probe(path: Path, channels: int | None) -> Shape:
         return _guarded(lambda: _probe(file, channels))
 
 
+def probe_bytes(data: bytes, channels: int | None) -> Shape:
+    """As `probe`, of a file's bytes."""
+    return _guarded(lambda: _probe(io.BytesIO(data), channels))
+
+
 def decode(
     path: Path, channels: int | None = None, size: tuple[int, int] | None = None, fit: str = "crop"
+) -> NDArray[np.uint8]:
+    """The pixels of an image file; see `decode_bytes`.
+
+    Raises:
+        ImageError: the file cannot be taken.
+        OSError: it cannot be read.
+    """
+    return decode_bytes(path.read_bytes(), channels, size, fit)  # an I/O error is not taken for a damaged image
+
+
+def decode_bytes(
+    data: bytes, channels: int | None = None, size: tuple[int, int] | None = None, fit: str = "crop"
 ) -> NDArray[np.uint8]:
     """The pixels of an image file, uint8 (C, H, W).
 
     Args:
-        path: the file.
+        data: the file's bytes.
         channels: 1 or 3 converts; None takes the file's own.
         size: (H, W) to scale to with Pillow's antialiased bicubic filter; None keeps the size.
         fit: "crop" covers the size and cuts the centre, "stretch" ignores the aspect, "pad" adds black borders.
 
     Raises:
         ImageError: the file cannot be taken.
-        OSError: it cannot be read.
     """
-    data = path.read_bytes()  # read first, so that an I/O error is not taken for a damaged image
     return _guarded(lambda: _decode(data, channels, size, fit))
 
 

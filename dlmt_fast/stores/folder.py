@@ -11,13 +11,13 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import islice, pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from ..errors import ImageError, StoreDamagedError, StoreError
+from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Published, Refused, Shape, ShardSpec, Survey
 from .decode import SUFFIXES, decode, probe
 from .listing import Listing
@@ -27,7 +27,6 @@ from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, t
 from .walk import LinkedFolders
 
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
-_BATCH_BYTES = 4 << 20
 _PROBERS = 4  # threads that read headers: most of the time is the disk's
 _PROBED = 64  # files a task
 
@@ -51,42 +50,14 @@ class FolderImages:
         return self._by_index[index].path
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
-        """Decode in `workers` threads (Pillow releases the GIL); at most a few batches are in memory."""
-        workers = max(1, workers)
-        pending: list[tuple[int, Array]] = []
-        size = 0
-        with ThreadPoolExecutor(workers, "dlmt-decode") as pool:
-            for index, result in self._decoded(iter(indices), pool, workers):
-                if isinstance(result, Refused):
-                    yield result
-                    continue
-                if pending and (pending[0][1].shape != result.shape or size + result.nbytes > _BATCH_BYTES):
-                    yield _batch(pending)
-                    pending, size = [], 0
-                pending.append((index, result))
-                size += result.nbytes
-        if pending:
-            yield _batch(pending)
+        """Decode in `workers` threads, in the order of `indices`."""
+        samples = (Encoded(i, self._by_index[i].path, partial(self._decode, self._by_index[i])) for i in indices)
+        return decode_all(samples, workers)
 
-    def _decoded(
-        self, indices: Iterator[int], pool: ThreadPoolExecutor, workers: int
-    ) -> Iterator[tuple[int, Array | Refused]]:
-        """`self._decode` of each index in order, with a bounded number ahead."""
-        ahead = [(i, pool.submit(self._decode, i)) for i in islice(indices, 4 * workers)]
-        while ahead:
-            index, future = ahead.pop(0)
-            result = future.result()
-            ahead += [(i, pool.submit(self._decode, i)) for i in islice(indices, 1)]
-            yield index, result
-
-    def _decode(self, index: int) -> Array | Refused:
-        stamp = self._by_index[index]
-        try:
-            _check_name(stamp.path)
-            stamp.check_unchanged(self.root)
-            return decode(self.root / stamp.path, self.options.channels, self.options.size, self.options.fit)
-        except ImageError as error:
-            return Refused(index, stamp.path, str(error))
+    def _decode(self, stamp: FileStamp) -> Array:
+        _check_name(stamp.path)
+        stamp.check_unchanged(self.root)
+        return decode(self.root / stamp.path, self.options.channels, self.options.size, self.options.fit)
 
 
 class FolderSource(FolderImages):
@@ -97,6 +68,8 @@ class FolderSource(FolderImages):
     """
 
     kind = "folder"
+    named = True
+    single = own_names = False
 
     def __init__(self, root: Path, options: Options | None = None, shard_size: int = SHARD_SIZE) -> None:
         if not root.is_dir():
@@ -122,6 +95,9 @@ class FolderSource(FolderImages):
     def extra_bytes(self, name: str) -> bytes:
         raise NotImplementedError("a folder's labels are its folders")
 
+    def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
+        return iter(())
+
     def __len__(self) -> int:
         """How many files there are."""
         return len(self._listing)
@@ -134,6 +110,9 @@ class FolderSource(FolderImages):
         count, step = len(self._listing), self._shard_size
         starts = enumerate(range(0, count, step))
         return [ShardSpec(i, listing_name(i), range(start, min(start + step, count))) for i, start in starts]
+
+    def array_shape(self, shard: int) -> tuple[int, ...]:
+        return ()
 
     def part(self, samples: range) -> FolderImages:
         """What reads these files alone."""
@@ -299,7 +278,3 @@ def can_be_listed(name: str) -> bool:
 def _check_name(path: str) -> None:
     if Path(path).suffix.lower() not in SUFFIXES:
         raise ImageError(f"its name does not end as an image's ({', '.join(sorted(SUFFIXES))}); --ignore skips it")
-
-
-def _batch(pending: list[tuple[int, Array]]) -> Batch:
-    return Batch([index for index, _ in pending], np.stack([image for _, image in pending]))

@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from ..stores.scratch import Scratch
+from .scratch import Scratch
 
 Digests: TypeAlias = NDArray[np.uint64]
 

@@ -1,0 +1,5 @@
+"""`python -m dlmt_fast.cli` is `dlmt`."""
+
+from .entry import main
+
+main()

@@ -1,0 +1,84 @@
+"""`dlmt encrypt`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .options import (
+    Destination,
+    Json,
+    KeyFile,
+    Overwrite,
+    Owner,
+    PassphraseFile,
+    Source,
+    owner_of,
+    parsed_numbers,
+    parsed_size,
+)
+from .progress import progress_bar
+from .shared import console, cpus, finish, load_key, scheme_of, terminate_as_interrupt
+
+
+def encrypt(
+    source: Source,
+    target: Destination,
+    key_path: KeyFile,
+    passphrase_file: PassphraseFile = None,
+    size: Annotated[str | None, typer.Option(metavar="HxW", help="Bring every image to this size.")] = None,
+    fit: Annotated[str, typer.Option(help="How: crop, stretch or pad.")] = "crop",
+    per_size: Annotated[bool, typer.Option("--per-size", help="Keep several sizes, matrices for each.")] = False,
+    channels: Annotated[int | None, typer.Option(help="Convert to 1 (gray) or 3 (RGB) channels.")] = None,
+    normalize: Annotated[str, typer.Option(help="range, minmax, minmax_channel or none.")] = "range",
+    dtype: Annotated[str | None, typer.Option(help="uint8, float32, float16; for none: int32, narrowest.")] = None,
+    mean: Annotated[str | None, typer.Option(help="Of float outputs, one or C comma-separated numbers.")] = None,
+    std: Annotated[str | None, typer.Option(help="Of float outputs, one or C comma-separated numbers.")] = None,
+    names: Annotated[str, typer.Option(help="hash hides file names, keep keeps them.")] = "hash",
+    classes: Annotated[str, typer.Option(help="keep or index: names of the first folder level.")] = "keep",
+    ignore: Annotated[list[str] | None, typer.Option(help="Leave out files that match this glob; repeatable.")] = None,
+    on_error: Annotated[str, typer.Option(help="At a bad image: fail, or quarantine and go on.")] = "fail",
+    workers: Annotated[int | None, typer.Option(help="Shards worked on at once [default: the CPUs].")] = None,
+    shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this job where it stopped.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="With --resume: compare digests too.")] = False,
+    from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC: folder, idx, cifar or npy.")] = None,
+    owner: Owner = None,
+    overwrite: Overwrite = False,
+    as_json: Json = False,
+) -> None:
+    """Transform every image of SRC with the key into a new store DST."""
+    from ..pipeline import JobOptions, encrypt_store
+
+    key = load_key(key_path, passphrase_file)
+    scheme, folder = scheme_of(key, key_path), owner_of(key_path, owner)
+    options = JobOptions(
+        normalize=normalize,
+        dtype=dtype,
+        mean=parsed_numbers("mean", mean),
+        std=parsed_numbers("std", std),
+        size=parsed_size(size),
+        fit=fit,
+        per_size=per_size,
+        channels=channels,
+        ignore=tuple(ignore or ()),
+        on_error=on_error,
+        names=names,
+        classes=classes,
+        shard_size=shard_size,
+        overwrite=overwrite,
+        resume=resume,
+        check=check,
+        workers=cpus() if workers is None else workers,
+    )
+    if normalize.startswith("minmax"):
+        console().print(f"{normalize}: decrypting will need the owner's folder besides the key.", highlight=False)
+    left: list[str] = []
+    try:
+        with progress_bar("encrypt") as progress, terminate_as_interrupt():
+            summary = encrypt_store(source, target, key, scheme, folder, options, from_kind, progress, tell=left.append)
+    finally:
+        for text in left:
+            console().print(text, style="yellow", highlight=False, markup=False)
+    finish(summary, as_json)

@@ -1,0 +1,54 @@
+"""The console entry point: the commands, and errors as one line and an exit code.
+
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 done but with quarantined inputs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import NoReturn
+
+import typer
+
+from ..errors import DlmtError, ParameterError, UsageError
+from .encrypt import encrypt
+from .keys import keygen
+from .shared import console
+from .stores import decrypt, verify
+from .tools import bench, demo, info
+from .training import train
+
+app = typer.Typer(
+    name="dlmt",
+    help="Transform image data sets with a secret key before training elsewhere (DLMT, CSCWD 2023), fast and exactly.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for command in (keygen, encrypt, decrypt, verify, train, info, bench, demo):
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command line: our own errors become one line and an exit code, never a traceback."""
+    try:
+        app()
+    except (UsageError, ParameterError) as error:
+        _stop(error, 2)
+    except (DlmtError, OSError) as error:
+        _stop(error, 1)
+    except KeyboardInterrupt:
+        _stop("interrupted", 1)
+    except SystemExit as stop:
+        if stop.code == 2 and "--json" in sys.argv[1:]:  # typer has told stderr what is wrong
+            print(json.dumps({"error": "wrong use: see stderr", "kind": "UsageError", "exit_code": 2}))
+        raise
+
+
+def _stop(message: object, code: int) -> NoReturn:
+    if "--json" in sys.argv[1:]:
+        print(json.dumps({"error": str(message), "kind": type(message).__name__, "exit_code": code}))
+    console().print(f"dlmt: {message}", style="red" if code == 1 else "yellow", highlight=False, markup=False)
+    sys.exit(code)

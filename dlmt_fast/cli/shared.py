@@ -1,0 +1,109 @@
+"""What the commands share: the key, results on stdout, messages on stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from .. import keyfile
+from ..errors import KeyFileError, KeyPassphraseError, UsageError
+from ..keys import Key
+from ..schemes import DLMT
+
+
+def console() -> Console:
+    """Where messages go: stderr, lines unbroken."""
+    return Console(stderr=True, soft_wrap=True)
+
+
+def answer(facts: dict[str, Any], as_json: bool, text: str) -> None:
+    """The result of a command on stdout: `facts` as one JSON object, or `text`."""
+    print(json.dumps(facts) if as_json else text)
+
+
+def finish(summary: Any, as_json: bool) -> None:
+    """The end of a command over stores: its counts, and exit code 3 where samples were quarantined."""
+    rate = summary.outputs / summary.seconds if summary.seconds else 0.0
+    counts = f"{summary.inputs} inputs = {summary.outputs} outputs + {len(summary.quarantined)} quarantined"
+    speed = f"{summary.output_bytes / 1e6:.1f} MB in {summary.seconds:.2f} s ({rate:.0f} images/s)"
+    lines = [f"{summary.command}: {counts}, {speed}"]
+    lines += [f"  quarantined {item['path']}: {item['reason']}" for item in summary.quarantined]
+    lines += [f"  {note}" for note in summary.notes]
+    answer(summary.as_dict(), as_json, "\n".join(lines))
+    if summary.quarantined:
+        raise typer.Exit(3)
+
+
+def load_key(path: Path, passphrase_file: Path | None) -> Key:
+    """The key of a file, whose passphrase comes from a file or is asked for at the terminal.
+
+    Raises:
+        KeyFileError: there is none, or it cannot be opened.
+    """
+    if not path.exists():
+        raise KeyFileError(f"there is no key file {path}; dlmt keygen makes one")
+    if passphrase_file is not None:
+        return Key.load(path, passphrase_from(passphrase_file))
+    if not keyfile.is_sealed(path):
+        return Key.load(path)
+    if not sys.stdin.isatty():
+        raise KeyPassphraseError(f"{path} is sealed and there is no terminal to ask at: pass --passphrase-file F")
+    return Key.load(path, typer.prompt(f"Passphrase of {path}", hide_input=True, err=True))
+
+
+def scheme_of(key: Key, path: Path) -> DLMT:
+    """The scheme whose parameters the key file `path` holds.
+
+    Raises:
+        UsageError: it holds none.
+    """
+    if key.params is None:
+        raise UsageError(f"{path} holds no scheme parameters; make the key with dlmt keygen")
+    return DLMT.from_params(key.params)
+
+
+def passphrase_from(file: Path) -> str:
+    """The text of a passphrase file.
+
+    Raises:
+        UsageError: it holds no passphrase.
+    """
+    data = file.read_bytes()
+    if len(data) > 64 * 1024:
+        raise UsageError(f"{file} is larger than any passphrase")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        raise UsageError(f"{file} is not UTF-8 text") from None
+
+
+def cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does: through the clean-up."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,128 @@
+"""A job before it starts: everything that decides its bytes, and the places that they go to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..keys import Key
+from ..schemes import DLMT
+from ..stores.contract import Shape, ShardSpec, Source
+from ..stores.publish import FileOps
+from .formats import StoredFormat, format_of
+from .job import differences, job_record, settle_shape
+from .kinds import check_dtype, shard_name, target_format
+from .naming import OutputNames
+from .open import open_source
+from .options import JobOptions
+from .owner import OwnerFolder
+from .seal import StoreSeal, store_id_of
+from .target import Target
+from .worker import Task, planner
+
+
+@dataclass(frozen=True)
+class PlannedJob:
+    """What `plan_job` settles.
+
+    Attributes:
+        kind, dtype, shape: of the store that is made; shape None where sizes differ.
+        record: the job record; its keyed digest is the store's id.
+        shards: under the names that they are published with.
+    """
+
+    source: Source
+    target: Target
+    key: Key
+    scheme: DLMT
+    options: JobOptions
+    kind: str
+    dtype: str
+    shape: Shape | None
+    record: dict[str, Any]
+    seal: StoreSeal
+    owner: OwnerFolder
+    names: OutputNames
+    shards: list[ShardSpec]
+
+    @property
+    def store_id(self) -> str:
+        """The id of the store."""
+        return self.seal.store_id
+
+    def labels(self) -> Iterator[tuple[str, str]]:
+        """(name in the source, name in the target) of the labels files."""
+        return self.source.extra_names([shard.name for shard in self.shards])
+
+    @property
+    def form(self) -> StoredFormat:
+        """The format of the store that is made."""
+        return format_of(self.kind)
+
+    def files_of(self, shard: ShardSpec) -> Iterator[str]:
+        """The files of a shard to come."""
+        if not self.form.one_file:
+            yield from self.names.of(shard).values()
+        yield shard.name
+
+    def files(self) -> Iterator[str]:
+        """What may be written in the target, the manifest apart."""
+        for shard in self.shards:
+            yield from self.files_of(shard)
+        for _, name in self.labels():
+            yield name
+
+    def tasks(self, shards: list[ShardSpec]) -> Iterator[Task]:
+        """The work on some of the shards, made when it is asked for."""
+        originals = self.source.shards()
+        for shard in shards:
+            reader, original = self.source.part(shard.samples), originals[shard.index].name
+            yield Task(shard, self.names.of(shard), reader, original, self.source.array_shape(shard.index))
+
+
+def plan_job(
+    source_path: Path,
+    target_path: Path,
+    key: Key,
+    scheme: DLMT,
+    owner_folder: Callable[[str], Path],
+    options: JobOptions,
+    source_kind: str | None,
+    target_named: str | None,
+    ops: FileOps,
+) -> PlannedJob:
+    """Look at the source and the target, and settle what the job is. Nothing is written; see `encrypt_store`."""
+    source = open_source(source_path, options, source_kind)
+    form = target_format(source, target_named)
+    target = Target(target_path, source.single, source_path, options.overwrite, options.resume, ops)
+    survey = source.survey()
+    shape = settle_shape(survey, options)
+    dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
+    record = job_record(source, scheme, options, form.kind)
+    seal = StoreSeal(key, store_id_of(key, record))
+    if options.resume:
+        target.admit(seal.store_id, lambda other: _what_differs(OwnerFolder(owner_folder(other), seal), record))
+    names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
+    owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)
+    single = target.path if target.single else None
+    shards = [replace(shard, name=shard_name(form, source, shard, single, seal, options)) for shard in source.shards()]
+    return PlannedJob(
+        source, target, key, scheme, options, form.kind, dtype, shape, record, seal, owner, names, shards
+    )  # fmt: skip
+
+
+def _what_differs(other: OwnerFolder, record: dict[str, Any]) -> str:
+    found = other.read_record()
+    if found is None:
+        return f"the key is another, or {other.root} is not where that job kept its record (--owner DIR)"
+    return differences(found, record) or "the key is another"
+
+
+def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, channels: set[int], form: StoredFormat) -> str:
+    """The dtype of the files; refuses what no plan or no file of this kind can hold, before any work."""
+    make = planner(scheme, key, options)
+    dtype = {make((count, 1, 1)).dtype for count in channels}.pop()
+    check_dtype(form, dtype)
+    return dtype

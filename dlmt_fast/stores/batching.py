@@ -1,0 +1,65 @@
+"""Decoding image files in threads, in order, with a bounded number ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from ..errors import ImageError
+from .contract import Array, Batch, Refused
+
+_BATCH_BYTES = 4 << 20
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A sample to decode: its index, what it is called in messages, and the work, which may raise ImageError."""
+
+    index: int
+    path: str
+    decode: Callable[[], Array]
+
+
+def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Refused]:
+    """Decode in `workers` threads (Pillow releases the GIL); at most a few batches are in memory.
+
+    Runs of images of one shape come as batches; what cannot be decoded is refused in its place.
+    """
+    pending: list[tuple[int, Array]] = []
+    size = 0
+    for index, result in _in_threads(samples, max(1, workers)):
+        if isinstance(result, Refused):
+            yield result
+            continue
+        if pending and (pending[0][1].shape != result.shape or size + result.nbytes > _BATCH_BYTES):
+            yield _batch(pending)
+            pending, size = [], 0
+        pending.append((index, result))
+        size += result.nbytes
+    if pending:
+        yield _batch(pending)
+
+
+def _in_threads(samples: Iterator[Encoded], workers: int) -> Iterator[tuple[int, Array | Refused]]:
+    with ThreadPoolExecutor(workers, "dlmt-decode") as pool:
+        ahead = [(sample.index, pool.submit(_decode, sample)) for sample in islice(samples, 4 * workers)]
+        while ahead:
+            index, future = ahead.pop(0)
+            result = future.result()
+            ahead += [(sample.index, pool.submit(_decode, sample)) for sample in islice(samples, 1)]
+            yield index, result
+
+
+def _decode(sample: Encoded) -> Array | Refused:
+    try:
+        return sample.decode()
+    except ImageError as error:
+        return Refused(sample.index, sample.path, str(error))
+
+
+def _batch(pending: list[tuple[int, Array]]) -> Batch:
+    return Batch([index for index, _ in pending], np.stack([image for _, image in pending]))

@@ -1,0 +1,231 @@
+"""Images in Parquet files, as a source: one file, or all of a folder, in the order of their paths' bytes.
+
+Rows keep their order. Files are read a few rows at a time; a shard is a run of whole row groups, so that no worker
+reads what another one does. A row is called by its `path` where every row has one of its own; else by file and place.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ..errors import ImageError, StoreError
+from .batching import Encoded, decode_all
+from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
+from .decode import decode_bytes, probe_bytes
+from .digests import repeated
+from .parquet_format import Columns, Row, is_parquet_name, read_footer, read_rows
+
+SHARD_ROWS = 1000  # a shard has as many row groups as it takes to reach so many rows
+
+
+class Decoding(NamedTuple):
+    """How images are read: see `decode.decode_bytes`."""
+
+    channels: int | None = None
+    size: tuple[int, int] | None = None
+    fit: str = "crop"
+
+
+class Group(NamedTuple):
+    """A row group: its file and place in it, the row there that it begins with, and the indices of its rows."""
+
+    path: str
+    place: int
+    first: int
+    rows: range
+
+
+def looks_like_parquet(path: Path) -> bool:
+    """Whether a file begins as a Parquet file does, or a folder holds such files by name."""
+    if path.is_dir():
+        return any(is_parquet_name(name) for _, _, names in os.walk(path) for name in names)
+    try:
+        with open(path, "rb") as file:
+            return file.read(4) == b"PAR1"
+    except OSError:
+        return False
+
+
+class ParquetRows:
+    """Reads rows of Parquet files by their index. What a worker gets: the row groups of its shard alone.
+
+    Args:
+        named: rows are called by their paths.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        decoding: Decoding,
+        columns: Columns,
+        stamps: dict[str, FileStamp],
+        groups: Sequence[Group],
+        named: bool = False,
+    ) -> None:
+        self.root, self.decoding, self.columns, self.named = root, decoding, columns, named
+        self._by_path, self._groups = stamps, groups
+        self._starts = [group.rows.start for group in groups]
+        self._paths: tuple[int, list[str]] = (-1, [])
+
+    def path_of(self, index: int) -> str:
+        """What a row is called. Asked in the order of rows, it reads each row group's paths once."""
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        group = self._groups[number]
+        if not self.named:
+            return f"{group.path}#{group.first + index - group.rows.start}"
+        if self._paths[0] != number:
+            self._paths = number, [row.path or "" for row in self._rows([group], paths_only=True)]
+        return self._paths[1][index - group.rows.start]
+
+    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
+        """Rows in their own order, whatever the order of `indices`; images are decoded in `workers` threads."""
+        labels: dict[int, int] = {}
+        for item in decode_all(self._encoded(set(indices), labels), workers):
+            if isinstance(item, Batch) and self.columns.label is not None:
+                yield Batch(item.indices, item.images, [labels.pop(index) for index in item.indices])
+            else:
+                yield item
+
+    def _encoded(self, wanted: set[int], labels: dict[int, int]) -> Iterator[Encoded]:
+        for _, run in groupby(self._groups, key=lambda group: group.path):
+            for row in self._rows([group for group in run if not wanted.isdisjoint(group.rows)]):
+                if row.index in wanted:
+                    labels[row.index] = row.label or 0
+                    path = (row.path or "") if self.named else self.path_of(row.index)
+                    yield Encoded(row.index, path, partial(self._decode, row))
+
+    def _rows(self, groups: list[Group], paths_only: bool = False) -> Iterator[Row]:
+        """The rows of successive row groups of one file."""
+        if not groups:
+            return
+        path, places = groups[0].path, [group.place for group in groups]
+        rows = range(groups[0].rows.start, groups[-1].rows.stop)
+        assert len(rows) == sum(len(group.rows) for group in groups), "a shard is a run of row groups"
+        self._by_path[path].check_unchanged(self.root)
+        yield from read_rows(self.root / path, self.columns, places, rows, paths_only)
+
+    def _decode(self, row: Row) -> Array:
+        self._check(row)
+        return decode_bytes(row.image or b"", *self.decoding)
+
+    def _check(self, row: Row) -> None:
+        if row.image is None:
+            raise ImageError("its image is null")
+        if self.columns.label is not None and row.label is None:
+            raise ImageError("its label is null")
+
+
+class ParquetSource(ParquetRows):
+    """Reads the Parquet file `path`, or all such files of a folder, which have the same columns."""
+
+    kind = "parquet"
+
+    def __init__(self, path: Path, decoding: Decoding | None = None, shard_rows: int = SHARD_ROWS) -> None:
+        if not path.exists():
+            raise StoreError(f"{path} does not exist")
+        self.single = not path.is_dir()
+        root = path.parent if self.single else path
+        names = [path.name] if self.single else _files(path)
+        files = [name for name in names if self.single or is_parquet_name(name)]
+        if not files:
+            raise StoreError(f"{path} holds no Parquet file (*.parquet)")
+        self._left_out = sorted(set(names) - set(files))
+        self._stamps = [FileStamp.of(root, name) for name in files]
+        self._shard_rows, start = shard_rows, 0
+        columns: Columns | None = None
+        groups: list[Group] = []
+        for name in files:
+            footer = read_footer(root / name)
+            columns = columns or footer.columns
+            if columns != footer.columns:
+                raise StoreError(f"{root / name} has other columns or classes than {files[0]}: {footer.columns}")
+            first = start
+            for place, count in enumerate(footer.groups):
+                groups.append(Group(name, place, start - first, range(start, start + count)))
+                start += count
+        if columns is None or not start:
+            raise StoreError(f"{path} holds no rows")
+        super().__init__(root, decoding or Decoding(), columns, {s.path: s for s in self._stamps}, groups)
+
+    @property
+    def left_alone(self) -> str:
+        """Files and columns that are not read, in words; empty where there is none."""
+        files = [f"{', '.join(self._left_out)} (no Parquet by name)"] if self._left_out else []
+        columns = [f"the columns {', '.join(self.columns.dropped)}"] if self.columns.dropped else []
+        return " and ".join(files + columns)
+
+    @property
+    def extras(self) -> list[str]:
+        return []
+
+    def extra_bytes(self, name: str) -> bytes:
+        raise NotImplementedError("labels are in the rows")
+
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
+
+    def survey(self) -> Survey:
+        """The shapes of all images, from their headers; and whether paths tell the rows apart."""
+        survey = Survey()
+        self._all_named = self.columns.paths
+        twice = repeated(self._surveyed(survey))
+        self.named = self._all_named and not twice
+        return survey
+
+    def _surveyed(self, survey: Survey) -> Iterator[str]:
+        """Enter every row in `survey`; gives the rows' paths as long as each has one."""
+        for _, run in groupby(self._groups, key=lambda group: group.path):
+            for row in self._rows(list(run)):
+                self._all_named = self._all_named and row.path is not None and _is_plain(row.path)
+                if self._all_named:
+                    yield row.path or ""
+                try:
+                    self._check(row)
+                    shape = probe_bytes(row.image or b"", self.decoding.channels)
+                except ImageError as error:
+                    survey.refused.append(Refused(row.index, self.path_of(row.index), str(error)))
+                    continue
+                survey.add(self._shape(shape), self.path_of(row.index))
+
+    def _shape(self, shape: Shape) -> Shape:
+        return shape if self.decoding.size is None else (shape[0], *self.decoding.size)
+
+    def shards(self) -> list[ShardSpec]:
+        """Runs of whole row groups, of `shard_rows` rows at least but for the last."""
+        shards: list[ShardSpec] = []
+        start = 0
+        for group in self._groups:
+            if group.rows.stop - start >= self._shard_rows or group is self._groups[-1]:
+                shards.append(ShardSpec(len(shards), f"{len(shards):05d}", range(start, group.rows.stop)))
+                start = group.rows.stop
+        return shards
+
+    def part(self, samples: range) -> ParquetRows:
+        """What reads these rows alone."""
+        groups = [
+            group for group in self._groups if group.rows.start < samples.stop and samples.start < group.rows.stop
+        ]
+        stamps = {group.path: self._by_path[group.path] for group in groups}
+        return ParquetRows(self.root, self.decoding, self.columns, stamps, groups, self.named)
+
+
+def _files(folder: Path) -> list[str]:
+    """All files of a folder, any depth, by relative POSIX path; what begins with a dot is left out."""
+    found = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        found += [Path(parent, name).relative_to(folder).as_posix() for name in names if not name.startswith(".")]
+    return sorted(found, key=os.fsencode)
+
+
+def _is_plain(path: str) -> bool:
+    """Whether a path is relative and stays where it is, so that an image can be restored under it."""
+    parts = path.split("/")
+    return path.isprintable() and "\\" not in path and all(part not in ("", ".", "..") for part in parts)
