@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from ..errors import StoreError
 from ..stores.contract import ShardSpec, Source
 from ..stores.digests import digest64, repeated
-from ..stores.folder import can_be_listed
+from ..stores.listing import can_be_listed
 from .formats import StoredFormat
 from .options import JobOptions
 from .seal import StoreSeal

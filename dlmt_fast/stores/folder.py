@@ -12,18 +12,19 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice, pairwise
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import ImageError, StoreDamagedError, StoreError
+from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Published, Refused, Shape, ShardSpec, Survey
 from .decode import SUFFIXES, decode, probe
-from .listing import Listing
+from .listing import Listed, encode_listing, listing_name
 from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary
+from .stamps import Stamps
 from .walk import LinkedFolders
 
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
@@ -43,7 +44,7 @@ class Options(NamedTuple):
 class FolderImages:
     """Reads image files of a folder by their index. What a worker gets: the stamps of its shard alone."""
 
-    def __init__(self, root: Path, options: Options, stamps: Listing | Mapping[int, FileStamp]) -> None:
+    def __init__(self, root: Path, options: Options, stamps: Stamps | Mapping[int, FileStamp]) -> None:
         self.root, self.options, self._by_index = root, options, stamps
 
     def path_of(self, index: int) -> str:
@@ -77,10 +78,10 @@ class FolderSource(FolderImages):
         self.root, self.options, self._shard_size = root, options or Options(), shard_size
         self.hidden = self.ignored = 0
         self._links = LinkedFolders(root)
-        self._listing = Listing(self._scan(str(root), ""))
-        if not self._listing:
+        self._stamps = Stamps(self._scan(str(root), ""))
+        if not self._stamps:
             raise StoreError(f"{root} holds no files to read")
-        super().__init__(root, self.options, self._listing)
+        super().__init__(root, self.options, self._stamps)
 
     @property
     def left_alone(self) -> str:
@@ -100,14 +101,14 @@ class FolderSource(FolderImages):
 
     def __len__(self) -> int:
         """How many files there are."""
-        return len(self._listing)
+        return len(self._stamps)
 
     def stamps(self) -> Iterator[FileStamp]:
-        return iter(self._listing)
+        return iter(self._stamps)
 
     def shards(self) -> list[ShardSpec]:
         """Runs of `shard_size` files; the last is shorter."""
-        count, step = len(self._listing), self._shard_size
+        count, step = len(self._stamps), self._shard_size
         starts = enumerate(range(0, count, step))
         return [ShardSpec(i, listing_name(i), range(start, min(start + step, count))) for i, start in starts]
 
@@ -116,7 +117,7 @@ class FolderSource(FolderImages):
 
     def part(self, samples: range) -> FolderImages:
         """What reads these files alone."""
-        return FolderImages(self.root, self.options, dict(zip(samples, self._listing.part(samples), strict=True)))
+        return FolderImages(self.root, self.options, dict(zip(samples, self._stamps.part(samples), strict=True)))
 
     def survey(self) -> Survey:
         """The shapes of all images, from their headers; several are read at once, and none is kept."""
@@ -136,7 +137,7 @@ class FolderSource(FolderImages):
     def _probe(self, start: int) -> list[tuple[Shape, str] | Refused]:
         """Each file's shape and path, or why it cannot be taken, from `start` on."""
         found: list[tuple[Shape, str] | Refused] = []
-        for index, stamp in enumerate(self._listing.part(range(start, min(start + _PROBED, len(self)))), start):
+        for index, stamp in enumerate(self._stamps.part(range(start, min(start + _PROBED, len(self)))), start):
             try:
                 _check_name(stamp.path)
                 shape = probe(self.root / stamp.path, self.options.channels)
@@ -200,8 +201,7 @@ class FolderWriter:
             self._renamed.append(self._root / name)
         for folder in sorted(self._folders):
             self._ops.fsync_directory(folder)
-        lines = [f"{digest} {size} {name}\n" for name, (_, size, digest) in sorted(self._files.items())]
-        listing = "".join(lines).encode("utf-8")
+        listing = encode_listing(Listed(digest, size, name) for name, (_, size, digest) in self._files.items())
         if self._listed:
             self._renamed.append(self._root / listing_name(self._shard))
             publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
@@ -212,67 +212,6 @@ class FolderWriter:
 
     def abort(self) -> None:
         remove_all([temporary for temporary, _, _ in self._files.values()] + self._renamed, self._ops)
-
-
-class Listed(NamedTuple):
-    """A line of a shard's listing."""
-
-    sha256: str
-    size: int
-    name: str
-
-
-def listing_name(shard: int) -> str:
-    return f"dlmt-shard-{shard:05d}.txt"
-
-
-def read_listing(data: bytes, where: str) -> list[Listed]:
-    """The lines of a listing, checked: relative names without tricks, sorted, each once.
-
-    Raises:
-        StoreDamagedError: it is no listing.
-    """
-    try:
-        text = data.decode("utf-8")
-        entries = []
-        for line in text.split("\n")[:-1]:
-            digest, size, name = line.split(" ", 2)
-            entries.append(Listed(digest, int(size), name))
-            if len(digest) != 64 or not _safe(name) or str(int(size)) != size:
-                raise ValueError
-        if text and not text.endswith("\n"):
-            raise ValueError
-        if any(a.name >= b.name for a, b in pairwise(entries)):
-            raise ValueError
-    except ValueError:
-        raise StoreDamagedError(f"{where} is not a shard's listing") from None
-    return entries
-
-
-def read_listed(root: Path, entry: Listed) -> bytes:
-    """A file of the store, checked against its listing.
-
-    Raises:
-        StoreDamagedError: it is missing or altered.
-    """
-    path = root / entry.name
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise StoreDamagedError(f"{path} is missing, and the store's listing names it") from None
-    if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
-    return data
-
-
-def _safe(name: str) -> bool:
-    parts = name.split("/")
-    return not set(name) & {"\\", "\0", "\n"} and all(p not in ("", ".", "..") for p in parts)
-
-
-def can_be_listed(name: str) -> bool:
-    """Whether a listing can hold a relative name, and the name is none of the store's own."""
-    return _safe(name) and not name.startswith(("dlmt-store.json", "dlmt-shard-"))
 
 
 def _check_name(path: str) -> None:

@@ -12,7 +12,8 @@ import PIL.Image
 
 from ...errors import StoreDamagedError
 from ...stores.contract import Array, Published, ShardSpec, ShardWriter
-from ...stores.folder import FolderWriter, Listed, listing_name, read_listed, read_listing
+from ...stores.folder import FolderWriter
+from ...stores.listing import Listed, listing_name, read_listed, read_listing
 from ...stores.manifest import Manifest
 from ...stores.npy import decode_npy
 from .contract import Place, StoredBatch, check_shape, published_digest, size_of

@@ -9,6 +9,7 @@ import numpy as np
 
 from ...errors import StoreDamagedError
 from ...stores import npy_arrays
+from ...stores.axes import image_shape
 from ...stores.contract import Published, ShardSpec, ShardWriter
 from ...stores.manifest import Manifest
 from .contract import OneFile, Place, StoredBatch, check_published, check_shape
@@ -54,7 +55,7 @@ class NpyShard:
             raise StoreDamagedError(
                 f"{self._path} holds an array {header.shape} of {header.dtype}, not as its manifest says"
             )
-        check_shape(npy_arrays.image_shape(header.shape, self._path), manifest, self._path)
+        check_shape(image_shape(header.shape, self._path), manifest, self._path)
 
     def read(self) -> Iterator[StoredBatch]:
         for start, values in npy_arrays.read_slices(self._path, self._header, range(self._header.shape[0])):

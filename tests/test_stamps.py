@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from dlmt_fast.errors import StoreError
-from dlmt_fast.stores import digests, listing, scratch
+from dlmt_fast.stores import digests, scratch, stamps
 from dlmt_fast.stores.contract import FileStamp
 from dlmt_fast.stores.digests import DigestSet, Spool, digest64, repeated
 from dlmt_fast.stores.folder import FolderSource
-from dlmt_fast.stores.listing import Listing
+from dlmt_fast.stores.stamps import Stamps
 from dlmt_fast.stores.walk import LinkedFolders, folders_below, is_empty
 
 
@@ -21,7 +21,7 @@ from dlmt_fast.stores.walk import LinkedFolders, folders_below, is_empty
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs, blocks and merges of a few records, so that some hundred need every step."""
     for name, size in (("_RUN", 8), ("_BLOCK", 3), ("_MERGED_AT_ONCE", 4), ("_READ", 5)):
-        monkeypatch.setattr(listing, name, size)
+        monkeypatch.setattr(stamps, name, size)
     monkeypatch.setattr(digests, "_RUN", 64)
     monkeypatch.setattr(digests, "_BLOCK", 4)
 
@@ -35,9 +35,9 @@ def shuffled(count: int) -> list[FileStamp]:
 
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 32, 33, 128, 129, 300])
 def test_a_listing_is_sorted_by_bytes_and_read_at_any_place(count: int, small: None) -> None:
-    stamps = shuffled(count)
-    want = sorted(stamps, key=lambda stamp: stamp.path.encode())
-    found = Listing(stamps)
+    files = shuffled(count)
+    want = sorted(files, key=lambda stamp: stamp.path.encode())
+    found = Stamps(files)
     assert len(found) == count
     assert list(found) == want
     assert list(found) == want, "a second time"
@@ -48,16 +48,16 @@ def test_a_listing_is_sorted_by_bytes_and_read_at_any_place(count: int, small: N
 
 
 def test_places_beyond_a_listing() -> None:
-    found = Listing(shuffled(3))
+    found = Stamps(shuffled(3))
     for indices in (range(-1, 1), range(2, 4), range(4, 4), range(0, 3, 2)):
         with pytest.raises(IndexError):
             found.part(indices)
-    assert not list(Listing([]))
+    assert not list(Stamps([]))
 
 
 def test_a_listing_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: None) -> None:
     monkeypatch.setattr(scratch.tempfile, "tempdir", str(tmp_path))
-    found = Listing(shuffled(100))
+    found = Stamps(shuffled(100))
     assert is_empty(tmp_path)
     assert len(list(found)) == 100
 
