@@ -44,7 +44,8 @@ def encrypt(
     shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this job where it stopped.")] = False,
     check: Annotated[bool, typer.Option("--check", help="With --resume: compare digests too.")] = False,
-    from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC: folder, idx, cifar or npy.")] = None,
+    from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC, where that does not tell.")] = None,
+    to_kind: Annotated[str | None, typer.Option("--to", help="The kind of DST [default: that of SRC].")] = None,
     owner: Owner = None,
     progress_mode: ProgressMode = "auto",
     overwrite: Overwrite = False,
@@ -79,7 +80,18 @@ def encrypt(
     left: list[str] = []
     try:
         with shown("encrypt", progress_mode, as_json, options.workers) as progress, terminate_as_interrupt():
-            summary = encrypt_store(source, target, key, scheme, folder, options, from_kind, progress, tell=left.append)
+            summary = encrypt_store(
+                source,
+                target,
+                key,
+                scheme,
+                folder,
+                options,
+                from_kind,
+                progress,
+                tell=left.append,
+                target_named=to_kind,
+            )
     finally:
         for text in left:
             console().print(text, style="yellow", highlight=False, markup=False)

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..keys import Key
 from ..schemes import DLMT
-from ..stores.contract import Shape, ShardSpec, Source
+from ..stores.contract import Reader, Shape, ShardSpec, Source
 from ..stores.publish import FileOps
-from .formats import StoredFormat, format_of
+from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
 from .kinds import check_dtype, shard_name, target_format
 from .naming import OutputNames
@@ -31,6 +31,7 @@ class PlannedJob:
         kind, dtype, shape: of the store that is made; shape None where sizes differ.
         record: the job record; its keyed digest is the store's id.
         shards: under the names that they are published with.
+        classes: the names of the class numbers, where the target has numbers for names.
     """
 
     source: Source
@@ -46,6 +47,7 @@ class PlannedJob:
     owner: OwnerFolder
     names: OutputNames
     shards: list[ShardSpec]
+    classes: tuple[str, ...] | None
 
     @property
     def store_id(self) -> str:
@@ -79,7 +81,13 @@ class PlannedJob:
         originals = self.source.shards()
         for shard in shards:
             reader, original = self.source.part(shard.samples), originals[shard.index].name
-            yield Task(shard, self.names.of(shard), reader, original, self.source.array_shape(shard.index))
+            if self.source.kind != self.kind:
+                original = self.form.shard_name(shard, original)
+            yield Task(shard, self.names.of(shard), reader, original, self._contents(shard, reader))
+
+    def _contents(self, shard: ShardSpec, reader: Reader) -> Contents:
+        labelled = self.form.labelled and len(shard.samples) > 0 and reader.label_of(shard.samples.start) is not None
+        return Contents(self.dtype, self.source.array_shape(shard.index), labelled, self.classes)
 
 
 def plan_job(
@@ -96,7 +104,7 @@ def plan_job(
     """Look at the source and the target, and settle what the job is. Nothing is written; see `encrypt_store`."""
     source = open_source(source_path, options, source_kind)
     form = target_format(source, target_named)
-    target = Target(target_path, source.single, source_path, options.overwrite, options.resume, ops)
+    target = Target(target_path, source.single and form.one_file, source_path, options.overwrite, options.resume, ops)
     survey = source.survey()
     shape = settle_shape(survey, options)
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
@@ -106,10 +114,11 @@ def plan_job(
         target.admit(seal.store_id, lambda other: _what_differs(OwnerFolder(owner_folder(other), seal), record))
     names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)
+    classes = source.number_classes() if form.labelled else None
     single = target.path if target.single else None
     shards = [replace(shard, name=shard_name(form, source, shard, single, seal, options)) for shard in source.shards()]
     return PlannedJob(
-        source, target, key, scheme, options, form.kind, dtype, shape, record, seal, owner, names, shards
+        source, target, key, scheme, options, form.kind, dtype, shape, record, seal, owner, names, shards, classes
     )  # fmt: skip
 
 
