@@ -51,6 +51,8 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.hidden": "transforms",
     "dlmt_fast.pipeline": "pipeline",
     "dlmt_fast.pipeline.": "pipeline",
+    "dlmt_fast.pipeline.formats": "pipeline",
+    "dlmt_fast.pipeline.formats.": "pipeline",
     "dlmt_fast.training": "tools",
     "dlmt_fast.training.": "tools",
     "dlmt_fast.audit": "tools",

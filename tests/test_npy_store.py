@@ -122,7 +122,7 @@ def test_decrypt_digests_a_shard_once(place: Place, monkeypatch: pytest.MonkeyPa
         digested.append(path)
         return file_digest(path)
 
-    monkeypatch.setattr("dlmt_fast.pipeline.stored.file_digest", counted)
+    monkeypatch.setattr("dlmt_fast.pipeline.formats.contract.file_digest", counted)
     place.decrypt()
     assert digested == [place.store]
 

@@ -12,18 +12,15 @@ import numpy as np
 from ..errors import StoreDamagedError, StoreError
 from ..functional import decrypt
 from ..keys import Key
-from ..stores.contract import Published, ShardWriter
-from ..stores.folder import FolderWriter
-from ..stores.idx import IdxWriter
-from ..stores.npy_arrays import NpyWriter, labels_name
+from ..stores.contract import Published
 from ..stores.publish import publish_bytes
+from .formats import Place, StoredBatch
+from .formats.contract import check_published
 from .naming import digest64, repeated
 from .owner import OwnerFolder
-from .stored import StoredBatch, StoredImages, check_published
+from .stored import StoredImages
 from .summary import Progress, Summary, counter, no_progress
 from .target import Target
-
-_PLAIN_GZIP_LEVEL = 6  # decrypted images do shrink, and are the owner's
 
 
 def decrypt_store(
@@ -70,8 +67,9 @@ def decrypt_store(
                 )
             published, names = _decrypt_shard(store, shard, index, ledger or {}, originals, target, advance)
             written += names
-            if manifest.kind == "npy":
-                extras[labels_name(shard.name)] = labels_name(published.name)
+            labels, restored = store.form.labels_name(shard.name), store.form.labels_name(published.name)
+            if labels is not None and restored is not None:
+                extras[labels] = restored
             summary.add(shard.count, published, [])
         for extra in manifest.extras:
             name = extras.get(extra.name, extra.name)
@@ -84,7 +82,7 @@ def decrypt_store(
         target.give_up(written)
         raise
     missing = [name for name in ledgers if not (owner.root / name).exists()]
-    if manifest.kind == "folder" and missing:
+    if store.form.named and missing:
         which = "no ledger" if len(missing) == len(ledgers) else f"no {missing[0]} ({len(missing)} are missing)"
         summary.notes.append(f"original names are not restored: {owner.root} has {which} (--owner DIR)")
     summary.seconds = time.perf_counter() - started
@@ -104,9 +102,13 @@ def _decrypt_shard(
     bounds = np.array(ledger.get("bounds", []), np.int32)
     order = _ledger_order(ledger)
     names: list[str] = []
-    writer = _writer(store, shard, index, target, ledger.get("file"))
+    opened, one_file = store.open(shard), store.form.one_file
+    name = target.path.name if target.single else str(ledger.get("file", shard.name))
+    if one_file:
+        target.refuse_unknown([name])
+    writer = opened.plain_writer(Place(target.root, store.manifest.store_id), index, name)
     try:
-        for batch in store.read(shard):
+        for batch in opened.read():
             plan = store.plans.of(batch.images)
             limits = bounds[_positions(batch, order)] if len(bounds) else None
             if limits is None and store.needs_bounds and len(batch.images):
@@ -118,26 +120,13 @@ def _decrypt_shard(
             writer.write(range(batch.position, batch.position + len(images)), outputs, images)
             names += outputs
             advance(len(images))
-        target.refuse_unknown(names)
+        if not one_file:
+            target.refuse_unknown(names)
         published = writer.publish()
     except BaseException:
         writer.abort()
         raise
-    return published, names if store.manifest.kind == "folder" else [published.name]
-
-
-def _writer(store: StoredImages, shard: Published, index: int, target: Target, original: str | None) -> ShardWriter:
-    store_id = store.manifest.store_id
-    if store.manifest.kind == "folder":
-        return FolderWriter(target.root, store_id, index, listed=False)
-    name = target.path.name if target.single else original or shard.name
-    if store.manifest.kind == "npy":
-        shape = store.npy_header(shard).shape
-        target.refuse_unknown([name])
-        return NpyWriter(target.root, store_id, index, name, "uint8", shape)
-    sizes = store.idx_header(shard).sizes
-    target.refuse_unknown([name])
-    return IdxWriter(target.root, store_id, index, name, "uint8", sizes, level=_PLAIN_GZIP_LEVEL)
+    return published, [published.name] if one_file else names
 
 
 def _ledger_order(ledger: dict[str, Any]) -> dict[str, int]:

@@ -22,7 +22,6 @@ from .planned import PlannedJob, plan_job
 from .processes import run_here, run_in_processes
 from .slices import Slice
 from .summary import Progress, Summary, counter, no_progress
-from .target import files_of_shard
 from .worker import JobContext, ShardResult, Task
 
 
@@ -125,7 +124,8 @@ class _Run:
         advance(sum(len(shard.samples) for shard in self._shards if shard.index in self._results))
         if todo and job.target.resumed:
             job.target.unfinish()
-        processes = min(job.options.workers, len(todo)) if job.source.kind == "folder" else 1
+        # Reading and writing whole arrays takes less time than starting processes.
+        processes = min(job.options.workers, len(todo)) if job.source.named or job.form.named else 1
         context, tasks = self._context(processes), self._tasks(todo)
         with closing(
             run_in_processes(context, tasks, processes, advance, self._locks.descriptor)
@@ -179,7 +179,7 @@ class _Run:
         published = tuple(self._results[shard.index].published for shard in job.shards)
         if target.old:
             for shard in published:
-                target.keep(files_of_shard(target.root, job.kind, shard))
+                target.keep(job.form.files(target.root, shard))
         target.keep(extra.name for extra in extras)
         sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape))
         count = sum(shard.count for shard in published)
@@ -191,8 +191,8 @@ class _Run:
         """After a failure: what counts stays, nothing half-done does. Says how to go on where there is something."""
         job, target, results = self._job, self._job.target, self._results
         for task in self._begun.values():
-            if finished(target.root, job.kind, task.shard, job.store_id, job.owner, False) is None:
-                target.discard([*filter(None, task.names.values()), task.shard.name])
+            if finished(target.root, job.form, task.shard, job.store_id, job.owner, False) is None:
+                target.discard(job.files_of(task.shard))
             else:
                 results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
         with self._locks.gate():
@@ -208,7 +208,7 @@ class _Run:
         """Enter the results of those that count."""
         job = self._job
         for shard in shards:
-            result = finished(job.target.root, job.kind, shard, job.store_id, job.owner, check)
+            result = finished(job.target.root, job.form, shard, job.store_id, job.owner, check)
             if result is not None:
                 self._results[shard.index] = result
 
@@ -229,7 +229,7 @@ class _Run:
         retire = target.manifest if target.old else None
         decoders, threads = (1, 1) if processes > 1 else (job.options.workers, None)
         return JobContext(
-            job.key, job.scheme, job.options, job.store_id, job.dtype, target.root, job.owner.root,
+            job.key, job.scheme, job.options, job.store_id, job.kind, job.dtype, target.root, job.owner.root,
             retire, decoders, threads, self._ops,
         )  # fmt: skip
 

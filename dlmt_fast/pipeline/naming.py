@@ -10,6 +10,7 @@ import numpy as np
 from ..errors import StoreError
 from ..stores.contract import ShardSpec, Source
 from ..stores.folder import can_be_listed
+from .formats import StoredFormat
 from .options import JobOptions
 from .seal import StoreSeal
 
@@ -36,7 +37,7 @@ class Namer:
 
 
 class OutputNames:
-    """The names of a whole job, made a shard at a time. IDX files have none and keep their order.
+    """The names of a whole job, made a shard at a time; all "" and in the source's order where the target keeps none.
 
     Args:
         never_written: the samples that the survey refused; their names may be anything.
@@ -46,13 +47,18 @@ class OutputNames:
     """
 
     def __init__(
-        self, source: Source, seal: StoreSeal, options: JobOptions, dtype: str, never_written: set[int]
+        self,
+        source: Source,
+        form: StoredFormat,
+        seal: StoreSeal,
+        options: JobOptions,
+        dtype: str,
+        never_written: set[int],
     ) -> None:
         self._source, self._seal, self._never_written = source, seal, never_written
-        self._named = source.kind == "folder"
-        suffix = ".png" if dtype == "uint8" else ".npy"
+        self._named = form.named
         paths = (stamp.path for stamp in source.stamps() if self._named)
-        self._namer = Namer(seal, options.names == "keep", options.classes == "index", paths, suffix)
+        self._namer = Namer(seal, options.names == "keep", options.classes == "index", paths, form.suffix(dtype))
         if self._named:
             self._refuse_the_same()
 

@@ -10,10 +10,10 @@ from typing import Any
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Shape, ShardSpec, Source
-from ..stores.folder import FolderSource
 from ..stores.publish import FileOps
+from .formats import StoredFormat, format_of
 from .job import differences, job_record, settle_shape
-from .kinds import check_dtype, extra_names, is_single, shard_name, target_kind
+from .kinds import check_dtype, shard_name, target_format
 from .locks import held
 from .naming import OutputNames
 from .open import open_source
@@ -64,13 +64,23 @@ class PlannedJob:
 
     def labels(self) -> Iterator[tuple[str, str]]:
         """(name in the source, name in the target) of the labels files."""
-        return extra_names(self.source, [shard.name for shard in self.shards])
+        return self.source.extra_names([shard.name for shard in self.shards])
+
+    @property
+    def form(self) -> StoredFormat:
+        """The format of the store that is made."""
+        return format_of(self.kind)
+
+    def files_of(self, shard: ShardSpec) -> Iterator[str]:
+        """The files of a shard to come."""
+        if not self.form.one_file:
+            yield from self.names.of(shard).values()
+        yield shard.name
 
     def files(self) -> Iterator[str]:
         """What may be written in the target, the manifest apart."""
         for shard in self.shards:
-            yield from filter(None, self.names.of(shard).values())
-            yield shard.name
+            yield from self.files_of(shard)
         for _, name in self.labels():
             yield name
 
@@ -78,8 +88,8 @@ class PlannedJob:
         """The work on some of the shards, made when it is asked for."""
         originals = self.source.shards()
         for shard in shards:
-            reader = self.source.part(shard.samples) if isinstance(self.source, FolderSource) else self.source
-            yield Task(shard, self.names.of(shard), reader, originals[shard.index].name)
+            reader, original = self.source.part(shard.samples), originals[shard.index].name
+            yield Task(shard, self.names.of(shard), reader, original, self.source.array_shape(shard.index))
 
 
 def plan_job(
@@ -95,11 +105,11 @@ def plan_job(
 ) -> PlannedJob:
     """Look at the source and the target, and settle what the job is. Nothing is written; see `encrypt_store`."""
     source = open_source(source_path, options, source_kind)
-    kind = target_kind(source, target_named)
+    form = target_format(source, target_named)
     joins = options.resume or not options.slice.whole
     target = Target(
         target_path,
-        is_single(source),
+        source.single,
         source_path,
         options.overwrite,
         joins,
@@ -108,15 +118,15 @@ def plan_job(
     )
     survey = source.survey()
     shape = settle_shape(survey, options)
-    dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, kind)
-    record = job_record(source, scheme, options, kind)
+    dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
+    record = job_record(source, scheme, options, form.kind)
     seal = StoreSeal(key, store_id_of(key, record))
-    names = OutputNames(source, seal, options, dtype, {item.index for item in survey.refused})
+    names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)
     single = target.path if target.single else None
-    shards = [replace(shard, name=shard_name(source, shard, single, seal, options)) for shard in source.shards()]
+    shards = [replace(shard, name=shard_name(form, source, shard, single, seal, options)) for shard in source.shards()]
     job = PlannedJob(
-        source, target, key, scheme, options, kind, dtype, shape, record, seal, owner, names, shards, owner_folder
+        source, target, key, scheme, options, form.kind, dtype, shape, record, seal, owner, names, shards, owner_folder
     )  # fmt: skip
     if options.resume and options.slice.whole:  # before there is an owner's folder; slices ask inside the gate
         job.admit()
@@ -135,9 +145,9 @@ def _what_differs(other: OwnerFolder, record: dict[str, Any]) -> str:
     return differences(found, record) or "the key is another"
 
 
-def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, channels: set[int], kind: str) -> str:
+def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, channels: set[int], form: StoredFormat) -> str:
     """The dtype of the files; refuses what no plan or no file of this kind can hold, before any work."""
     make = planner(scheme, key, options)
     dtype = {make((count, 1, 1)).dtype for count in channels}.pop()
-    check_dtype(kind, dtype)
+    check_dtype(form, dtype)
     return dtype

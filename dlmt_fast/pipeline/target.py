@@ -9,10 +9,9 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ..errors import StoreError, UsageError
-from ..stores.contract import Published
-from ..stores.folder import read_listing
 from ..stores.manifest import NAME, Manifest, read_manifest
 from ..stores.publish import OS, FileOps, make_directories, publish_bytes, remove_all, remove_leftovers
+from .formats import format_of
 
 _MARKER = ".dlmt-job"
 
@@ -250,14 +249,5 @@ class Target:
 
 def files_of(store: Path, manifest: Manifest) -> set[str]:
     """The relative names of all files that a store's manifest and listings name."""
-    names = {extra.name for extra in manifest.extras}
-    for shard in manifest.shards:
-        names |= files_of_shard(store if store.is_dir() else store.parent, manifest.kind, shard)
-    return names
-
-
-def files_of_shard(root: Path, kind: str, shard: Published) -> set[str]:
-    """The relative names of a published shard's files."""
-    path = root / shard.name
-    listed = read_listing(path.read_bytes(), str(path)) if kind == "folder" and path.exists() else []
-    return {shard.name} | {entry.name for entry in listed}
+    root, form = store if store.is_dir() else store.parent, format_of(manifest.kind)
+    return {extra.name for extra in manifest.extras}.union(*(form.files(root, shard) for shard in manifest.shards))

@@ -13,10 +13,11 @@ from ..errors import StoreDamagedError
 from ..functional import decrypt
 from ..keys import Key
 from ..stores.contract import Published
-from ..stores.folder import read_listed
 from ..stores.manifest import Manifest, read_manifest
+from .formats import format_of
+from .formats.contract import check_published
 from .owner import OwnerFolder
-from .stored import StoredImages, check_published, read_shard_listing
+from .stored import StoredImages
 from .summary import Progress, Summary, counter, no_progress
 from .target import files_of
 
@@ -45,7 +46,8 @@ def verify_store(
         raise StoreDamagedError(f"the shards of {path} hold another number of images than the manifest says")
     advance = counter(progress, manifest.count)
     for shard in manifest.shards:
-        _verify_shard(root, manifest, shard, advance)
+        for count in format_of(manifest.kind).verify(root, shard):
+            advance(count)
         summary.add(shard.count, shard, [])
     for extra in manifest.extras:
         check_published(root / extra.name, extra)
@@ -55,16 +57,6 @@ def verify_store(
         summary.notes.append(_verify_with_key(path, key, owner_folder))
     summary.seconds = time.perf_counter() - started
     return summary
-
-
-def _verify_shard(root: Path, manifest: Manifest, shard: Published, advance: Callable[[int], None]) -> None:
-    if manifest.kind != "folder":
-        check_published(root / shard.name, shard)
-        advance(shard.count)
-        return
-    for entry in read_shard_listing(root, shard):
-        read_listed(root, entry)
-        advance(1)
 
 
 def _refuse_extra(path: Path, manifest: Manifest) -> None:
@@ -94,7 +86,7 @@ def _decrypt_sample(store: StoredImages, shard: Published, ledger: dict[str, Any
     bounds = np.array(ledger.get("bounds", []), np.int32)
     order = {name: place for place, (name, _) in enumerate(ledger.get("names", []))}
     checked = 0
-    for batch in store.read(shard):
+    for batch in store.open(shard).read():
         places = [order.get(name, batch.position + i) for i, name in enumerate(batch.names)]
         decrypt(batch.images, store.plans.of(batch.images), bounds=bounds[places] if store.needs_bounds else None)
         checked += len(batch.images)

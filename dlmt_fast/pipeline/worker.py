@@ -17,8 +17,8 @@ from ..keys import Key
 from ..schemes import DLMT, Plan
 from ..stores.contract import Array, Published, Reader, Refused, ShardSpec, ShardWriter
 from ..stores.publish import OS, FileOps
+from .formats import Place, format_of
 from .job import refused_error
-from .kinds import new_writer
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal
@@ -35,13 +35,14 @@ _PASSING = {
 
 @dataclass(frozen=True)
 class Task:
-    """One shard: its published name and samples, output names by sample index in writing order, what reads it, and its
-    name in the source."""
+    """One shard: its published name and samples, output names by sample index in writing order, what reads it, its name
+    in the source, and the shape of its array there (see `Source.array_shape`)."""
 
     shard: ShardSpec
     names: dict[int, str]
     source: Reader
     original: str
+    array: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class JobContext:
     """What all shards of a job share. It holds the key, so it pickles only while a worker process is started.
 
     Attributes:
+        kind: of the target.
         target: the folder that the shards are published in.
         retire: the manifest of a store that is being replaced, which goes before the first shard is visible.
         decoders: threads that decode.
@@ -67,6 +69,7 @@ class JobContext:
     scheme: DLMT
     options: JobOptions
     store_id: str
+    kind: str
     dtype: str
     target: Path
     owner: Path
@@ -138,7 +141,8 @@ class ShardWork:
 
     def _attempt(self, task: Task, attempt: int, advance: Callable[[int], None]) -> ShardResult:
         job, index = self._job, task.shard.index
-        writer = new_writer(task.source, job.target, job.store_id, task.shard, job.dtype, job.ops)
+        place = Place(job.target, job.store_id, job.ops)
+        writer = format_of(job.kind).writer(place, task.shard, job.dtype, task.array)
         published, ledger, refused = encrypt_shard(
             task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, self._retire
         )

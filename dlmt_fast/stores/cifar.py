@@ -86,6 +86,8 @@ class CifarSource:
     """Reads the data set, whole; `root` is the folder, or the one of the archive."""
 
     kind = "cifar"
+    named = single = False
+    own_names = True
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -121,6 +123,9 @@ class CifarSource:
         """The .npy file of one of `extras`: uint8 (N,)."""
         return encode_labels(self._extras[name])
 
+    def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
+        return zip(self.extras, self.extras, strict=True)
+
     def stamps(self) -> list[FileStamp]:
         return self._stamps
 
@@ -134,9 +139,13 @@ class CifarSource:
     def shards(self) -> list[ShardSpec]:
         return self._runs.shards("-images.npy")
 
-    def stored_shape(self, shard: int) -> tuple[int, ...]:
-        """The shape of a shard's array."""
+    def array_shape(self, shard: int) -> tuple[int, ...]:
+        """(N, 3, 32, 32)."""
         return self._splits[shard].images.shape
+
+    def part(self, samples: range) -> CifarSource:
+        """Itself, with all values."""
+        return self
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)

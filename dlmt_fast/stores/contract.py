@@ -91,29 +91,47 @@ class Published:
     sha256: str
 
 
-class Source(Protocol):
-    """A store that is read. `extras` are files of labels, published as `extra_bytes` gives them."""
+class Reader(Protocol):
+    """What of a source a shard needs. It pickles, so that a worker process can be given it."""
+
+    def path_of(self, index: int) -> str: ...
+    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]: ...
+
+
+class Source(Reader, Protocol):
+    """A store that is read.
+
+    Attributes:
+        named: samples have names of their own, relative paths; else they are values of arrays, and shards are those.
+        single: it is one file, not a folder of them.
+        own_names: the names of its files are a data set's own and may be seen; else they tell something and are hidden.
+        extras: files of labels, published as `extra_bytes` gives them, under the names that `extra_names` gives from
+            the published names of the shards.
+    """
 
     kind: str
     root: Path
+    named: bool
+    single: bool
+    own_names: bool
 
     @property
     def left_alone(self) -> str: ...
     @property
     def extras(self) -> Sequence[str]: ...
     def extra_bytes(self, name: str) -> bytes: ...
+    def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]: ...
     def stamps(self) -> list[FileStamp]: ...
     def survey(self) -> Survey: ...
     def shards(self) -> list[ShardSpec]: ...
-    def path_of(self, index: int) -> str: ...
-    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]: ...
 
+    def array_shape(self, shard: int) -> tuple[int, ...]:
+        """The shape of a shard's array, with its axes in the source's order; () where the samples are named."""
+        ...
 
-class Reader(Protocol):
-    """What of a source a shard needs."""
-
-    def path_of(self, index: int) -> str: ...
-    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]: ...
+    def part(self, samples: range) -> Reader:
+        """What reads these samples alone."""
+        ...
 
 
 class ShardWriter(Protocol):

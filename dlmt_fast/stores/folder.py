@@ -63,6 +63,8 @@ class FolderSource(FolderImages):
     """
 
     kind = "folder"
+    named = True
+    single = own_names = False
 
     def __init__(self, root: Path, options: Options | None = None, shard_size: int = SHARD_SIZE) -> None:
         if not root.is_dir():
@@ -87,6 +89,9 @@ class FolderSource(FolderImages):
     def extra_bytes(self, name: str) -> bytes:
         raise NotImplementedError("a folder's labels are its folders")
 
+    def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
+        return iter(())
+
     def stamps(self) -> list[FileStamp]:
         return self._stamps
 
@@ -95,6 +100,9 @@ class FolderSource(FolderImages):
         count, step = len(self._stamps), self._shard_size
         starts = enumerate(range(0, count, step))
         return [ShardSpec(i, listing_name(i), range(start, min(start + step, count))) for i, start in starts]
+
+    def array_shape(self, shard: int) -> tuple[int, ...]:
+        return ()
 
     def part(self, samples: range) -> FolderImages:
         """What reads these files alone."""

@@ -190,6 +190,8 @@ class IdxSource:
     """Reads one images file, or every `*-idx3-ubyte[.gz]` of a folder; labels files are listed in `extras`."""
 
     kind = "idx"
+    named = False
+    own_names = True
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -230,6 +232,9 @@ class IdxSource:
         """The labels file to be published for one of `extras`: without the name and time that gzip keeps."""
         return encode_labels(self.read_labels(name), name)
 
+    def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
+        return zip(self.extras, self.extras, strict=True)
+
     def _check_unchanged(self, name: str) -> None:
         next(stamp for stamp in self._stamps if stamp.path == name).check_unchanged(self.root)
 
@@ -241,6 +246,14 @@ class IdxSource:
 
     def shards(self) -> list[ShardSpec]:
         return self._runs.shards()
+
+    def array_shape(self, shard: int) -> tuple[int, ...]:
+        """(N, H, W)."""
+        return self.headers[shard].sizes
+
+    def part(self, samples: range) -> IdxSource:
+        """Itself, which holds no values."""
+        return self
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)

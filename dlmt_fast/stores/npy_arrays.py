@@ -170,6 +170,7 @@ class NpySource:
     """Reads one .npy file of images, or every one of a folder; `labels` are the files beside them, by images file."""
 
     kind = "npy"
+    named = own_names = False
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -210,6 +211,11 @@ class NpySource:
         images = next(images for images, labels in self.labels.items() if labels == name)
         return encode_labels(read_labels(self.root / name, self.headers[self.images.index(images)].shape[0]))
 
+    def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
+        for name, stored in zip(self.images, shards, strict=True):
+            if name in self.labels:
+                yield self.labels[name], labels_name(stored)
+
     def stamps(self) -> list[FileStamp]:
         return self._stamps
 
@@ -227,9 +233,13 @@ class NpySource:
     def shards(self) -> list[ShardSpec]:
         return self._runs.shards()
 
-    def stored_shape(self, shard: int) -> tuple[int, ...]:
-        """The shape and so the layout of a shard's array."""
+    def array_shape(self, shard: int) -> tuple[int, ...]:
+        """(N, H, W), (N, H, W, C) or (N, C, H, W)."""
         return self.headers[shard].shape
+
+    def part(self, samples: range) -> NpySource:
+        """Itself, which holds no values."""
+        return self
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import ImageError, StoreDamagedError, StoreError, UsageError
-from ..pipeline.stored import decode_stored, read_shard_listing
+from ..pipeline.formats.folder import decode_stored, read_shard_listing
 from ..stores.contract import Refused
 from ..stores.folder import FolderSource, read_listed
 from ..stores.manifest import Manifest
@@ -61,7 +61,7 @@ def read_store(folder: Path, manifest: Manifest) -> Arrays:
     names, order, labels = _arranged(folder, [entry.name for entry in listed])
     images = []
     for index in order:
-        image = decode_stored(read_listed(folder, listed[index]), listed[index], manifest.dtype)
+        image = decode_stored(read_listed(folder, listed[index]), listed[index].name, manifest.dtype)
         if image.shape != manifest.shape:
             raise StoreDamagedError(
                 f"{folder / listed[index].name} has shape {image.shape}, the manifest says {manifest.shape}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import StoreDamagedError, StoreError
-from ..pipeline.stored import check_published
+from ..pipeline.formats.contract import check_published
 from ..stores.idx import checked_header, read_labels, read_slices
 from ..stores.manifest import Manifest
 from .arrays import Arrays

@@ -1,0 +1,170 @@
+"""What the pipeline asks of a kind of stored format, and what all kinds of one file a shard answer alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ...errors import StoreDamagedError
+from ...stores.contract import Array, Published, ShardSpec, ShardWriter
+from ...stores.manifest import Manifest
+from ...stores.publish import OS, FileOps, file_digest
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where shards are written: a folder, and whose temporaries they are until they are published."""
+
+    root: Path
+    store_id: str
+    ops: FileOps = OS
+
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """Stored images (N, C, H, W) of one shape, the place of the first in the shard, and their names ("" where a kind
+    keeps none)."""
+
+    position: int
+    names: list[str]
+    images: Array
+
+
+class StoredShard(Protocol):
+    """A published shard that is read back; its bytes are compared with their digests before they are used."""
+
+    def read(self) -> Iterator[StoredBatch]:
+        """The shard's images in order, in batches of bounded size.
+
+        Raises:
+            StoreDamagedError: a file is missing, altered, or not what the manifest says.
+        """
+        ...
+
+    def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
+        """What writes the decrypted images (uint8), as shard `index` and, where a shard is one file, `name`."""
+        ...
+
+
+class StoredFormat(Protocol):
+    """A kind of store.
+
+    Attributes:
+        kind: its name in manifests and for `--to`.
+        named: samples have names, and lie in a shard in the order of these; else they have none and keep the order of
+            the source.
+        one_file: a shard is one file; else a file a sample and a file that stands for the shard.
+    """
+
+    kind: str
+    named: bool
+    one_file: bool
+
+    def check(self, dtype: str) -> None:
+        """Refuse what no file of this kind can hold.
+
+        Raises:
+            ParameterError: that.
+        """
+        ...
+
+    def suffix(self, dtype: str) -> str:
+        """What the name of a sample ends with in the store; "" where samples have none."""
+        ...
+
+    def shard_name(self, shard: ShardSpec, base: str) -> str:
+        """The published file of a shard; `base` is what it is called in the source, hidden where names are."""
+        ...
+
+    def labels_name(self, shard: str) -> str | None:
+        """The file beside a shard that holds its labels, where its name follows from the shard's."""
+        ...
+
+    def writer(self, place: Place, shard: ShardSpec, dtype: str, shape: tuple[int, ...]) -> ShardWriter:
+        """What writes a shard under its published name; `shape` is that of all its images as one array, in the order
+        of axes of the source."""
+        ...
+
+    def open(self, root: Path, shard: Published, manifest: Manifest) -> StoredShard:
+        """A published shard, to be read."""
+        ...
+
+    def files(self, root: Path, shard: Published) -> set[str]:
+        """The relative names of a published shard's files, as far as they can be told from what is there."""
+        ...
+
+    def there(self, root: Path, shard: Published, check: bool) -> bool:
+        """Whether all files of a shard are there with their sizes; with `check` also with their digests.
+
+        Raises:
+            StoreDamagedError: one is not, which is told by this or by the value.
+        """
+        ...
+
+    def verify(self, root: Path, shard: Published) -> Iterator[int]:
+        """Compare every byte of a shard with what was published; gives the numbers of images compared.
+
+        Raises:
+            StoreDamagedError: something is missing or altered.
+        """
+        ...
+
+
+class OneFile:
+    """The answers of kinds whose shards are one file each."""
+
+    one_file = True
+
+    def files(self, root: Path, shard: Published) -> set[str]:
+        return {shard.name}
+
+    def there(self, root: Path, shard: Published, check: bool) -> bool:
+        if check:
+            check_published(root / shard.name, shard)
+        return size_of(root / shard.name) == shard.size
+
+    def verify(self, root: Path, shard: Published) -> Iterator[int]:
+        check_published(root / shard.name, shard)
+        yield shard.count
+
+
+def check_published(path: Path, published: Published) -> None:
+    """Compare a file with what was published.
+
+    Raises:
+        StoreDamagedError: it is missing or altered.
+    """
+    if published_digest(path) != (published.size, published.sha256):
+        raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
+
+
+def published_digest(path: Path) -> tuple[int, str]:
+    """(size, hex SHA-256) of a file that a manifest names.
+
+    Raises:
+        StoreDamagedError: it is missing.
+    """
+    try:
+        return file_digest(path)
+    except (FileNotFoundError, IsADirectoryError):
+        raise StoreDamagedError(f"{path} is missing, and the manifest names it") from None
+
+
+def size_of(path: Path) -> int | None:
+    """The size of a file; None where there is none."""
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def check_shape(shape: tuple[int, ...], manifest: Manifest, path: Path) -> None:
+    """Refuse an image (C, H, W) that is not of its store.
+
+    Raises:
+        StoreDamagedError: the manifest says another shape, or no store holds this one.
+    """
+    if shape[0] not in (1, 3) or manifest.shape not in (None, shape):
+        raise StoreDamagedError(f"{path} holds an image of shape {shape}, the manifest says {manifest.shape}")
