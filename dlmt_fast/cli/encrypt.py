@@ -13,12 +13,13 @@ from .options import (
     Overwrite,
     Owner,
     PassphraseFile,
+    ProgressMode,
     Source,
     owner_of,
     parsed_numbers,
     parsed_size,
 )
-from .progress import progress_bar
+from .progress import shown
 from .shared import console, cpus, finish, load_key, scheme_of, terminate_as_interrupt
 
 
@@ -48,6 +49,7 @@ def encrypt(
     ] = "1/1",
     from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC: folder, idx, cifar or npy.")] = None,
     owner: Owner = None,
+    progress_mode: ProgressMode = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -80,7 +82,7 @@ def encrypt(
         console().print(f"{normalize}: decrypting will need the owner's folder besides the key.", highlight=False)
     left: list[str] = []
     try:
-        with progress_bar("encrypt") as progress, terminate_as_interrupt():
+        with shown("encrypt", progress_mode, as_json, options.workers) as progress, terminate_as_interrupt():
             summary = encrypt_store(source, target, key, scheme, folder, options, from_kind, progress, tell=left.append)
     finally:
         for text in left:

@@ -22,6 +22,9 @@ Source = Annotated[
     Path, typer.Argument(metavar="SRC", help="A folder of images, IDX or .npy files, CIFAR's folder or archive.")
 ]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="Where to; must not exist or be empty.")]
+ProgressMode = Annotated[
+    str, typer.Option("--progress", help="auto: a line on a terminal; plain: text every 10 s; or none.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier store at DST.")]
 
 

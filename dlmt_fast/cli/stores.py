@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .options import Destination, Json, KeyFile, MaybeKeyFile, Owner, PassphraseFile, owner_of
-from .progress import progress_bar
+from .options import Destination, Json, KeyFile, MaybeKeyFile, Owner, PassphraseFile, ProgressMode, owner_of
+from .progress import shown
 from .shared import finish, load_key
 
 
@@ -18,13 +18,14 @@ def decrypt(
     key_path: KeyFile,
     passphrase_file: PassphraseFile = None,
     owner: Owner = None,
+    progress_mode: ProgressMode = "auto",
     as_json: Json = False,
 ) -> None:
     """Recover the images of a store."""
     from ..pipeline import decrypt_store
 
     key = load_key(key_path, passphrase_file)
-    with progress_bar("decrypt") as progress:
+    with shown("decrypt", progress_mode, as_json) as progress:
         summary = decrypt_store(source, target, key, owner_of(key_path, owner), progress)
     finish(summary, as_json)
 
@@ -34,6 +35,7 @@ def verify(
     key_path: MaybeKeyFile = None,
     passphrase_file: PassphraseFile = None,
     owner: Owner = None,
+    progress_mode: ProgressMode = "auto",
     as_json: Json = False,
 ) -> None:
     """Check a store: every file's digest and every count; with the key also a sample of images."""
@@ -41,6 +43,6 @@ def verify(
 
     key = None if key_path is None else load_key(key_path, passphrase_file)
     folder = None if key_path is None else owner_of(key_path, owner)
-    with progress_bar("verify") as progress:
+    with shown("verify", progress_mode, as_json) as progress:
         summary = verify_store(target, key, folder, progress)
     finish(summary, as_json)

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..keys import Key
 from ..schemes import DLMT
 from .options import Json, MaybeKeyFile, PassphraseFile
-from .progress import progress_bar
+from .progress import step_bar
 from .shared import answer, console, load_key, scheme_of
 
 
@@ -75,7 +75,7 @@ def train(
     asked = {"mode": mode, "max_v_add": max_v_add, "max_v_mul": max_v_mul, "rise_v": rise_v}
     asked = {name: value for name, value in asked.items() if value is not None}
     key, scheme = _training_key(images.transformed, key_path, passphrase_file, asked)
-    with progress_bar("train") as progress:
+    with step_bar("train") as progress:
         facts = training.train(
             images, out, options, key, scheme, resume, progress, lambda text: console().print(text, highlight=False)
         )

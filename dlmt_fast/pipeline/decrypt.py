@@ -19,7 +19,7 @@ from .formats.contract import check_published
 from .naming import digest64, repeated
 from .owner import OwnerFolder
 from .stored import StoredImages
-from .summary import Progress, Summary, counter, no_progress
+from .summary import Advance, Progress, Summary, counter, no_progress
 from .target import Target
 
 
@@ -96,7 +96,7 @@ def _decrypt_shard(
     ledger: dict[str, Any],
     originals: OriginalNames,
     target: Target,
-    advance: Callable[[int], None],
+    advance: Advance,
 ) -> tuple[Published, list[str]]:
     restored = {stored: originals.name(original) for stored, original in _names_of(ledger).items()}
     bounds = np.array(ledger.get("bounds", []), np.int32)
@@ -119,7 +119,7 @@ def _decrypt_shard(
             ]
             writer.write(range(batch.position, batch.position + len(images)), outputs, images)
             names += outputs
-            advance(len(images))
+            advance(len(images), images.nbytes)
         if not one_file:
             target.refuse_unknown(names)
         published = writer.publish()

@@ -49,7 +49,7 @@ def encrypt_store(
         target_path: a file where the source is one of images, else a folder.
         owner_folder: from the store's id to the folder for job record, journal, ledger and quarantine lists.
         source_kind: "folder", "idx", "cifar" or "npy" where the content does not tell.
-        progress: called with (samples done, samples in all).
+        progress: called with a `Standing` as work is done.
         ops: the disk.
         tell: called with what is left and how to go on, when the job stops before its end.
         target_named: the kind of the target; see `kinds.TARGETS`.

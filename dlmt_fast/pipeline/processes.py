@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, reduction
@@ -14,13 +14,14 @@ from typing import Any
 
 from ..errors import DlmtError, StoreError
 from ..stores.publish import remove_leftovers
+from .summary import Advance, Tally
 from .worker import JobContext, ShardResult, ShardWork, Task
 
 _DEATHS = 3  # of workers over one shard, then the job fails
 
 
 def run_here(
-    job: JobContext, tasks: Iterator[Task], advance: Callable[[int], None]
+    job: JobContext, tasks: Iterator[Task], advance: Advance
 ) -> Generator[tuple[Task, ShardResult], None, None]:
     """Do the tasks one after the other."""
     work = ShardWork(job)
@@ -46,12 +47,12 @@ def _inherited(duplicate: Any) -> _Lock:
 class _Worker:
     process: Any
     pipe: connection.Connection
+    tally: Tally
     task: Task | None = None
-    done: int = 0
 
 
 def run_in_processes(
-    job: JobContext, tasks: Iterator[Task], processes: int, advance: Callable[[int], None], lock: int
+    job: JobContext, tasks: Iterator[Task], processes: int, advance: Advance, lock: int
 ) -> Generator[tuple[Task, ShardResult], None, None]:
     """Do the tasks in `processes` workers. One that is killed is replaced and its shard done again, some times.
 
@@ -70,10 +71,10 @@ def run_in_processes(
         process = context.Process(target=_serve, args=(theirs, job, _Lock(lock)), daemon=True)
         process.start()
         theirs.close()
-        return _Worker(process, ours)
+        return _Worker(process, ours, Tally(advance))
 
     def give(worker: _Worker) -> None:
-        worker.task, worker.done = (again.pop() if again else next(tasks, None)), 0
+        worker.task, worker.tally = (again.pop() if again else next(tasks, None)), Tally(advance)
         with suppress(OSError):  # it is dead, which the pipe tells below
             worker.pipe.send(worker.task)
 
@@ -89,14 +90,13 @@ def run_in_processes(
                 try:
                     kind, value = worker.pipe.recv()
                 except (EOFError, OSError):
-                    _bury(worker, task, job, deaths, advance)
+                    _bury(worker, task, job, deaths)
                     again.append(task)
                     workers[workers.index(worker)] = fresh = start()
                     give(fresh)
                     continue
                 if kind == "advance":
-                    worker.done += value
-                    advance(value)
+                    worker.tally(*value)
                 elif kind == "failed":
                     raise value
                 else:
@@ -109,11 +109,11 @@ def run_in_processes(
             worker.pipe.close()
 
 
-def _bury(worker: _Worker, task: Task, job: JobContext, deaths: dict[int, int], advance: Callable[[int], None]) -> None:
+def _bury(worker: _Worker, task: Task, job: JobContext, deaths: dict[int, int]) -> None:
     """Take back what a dead worker had begun, unless this has happened too often."""
     worker.process.join()
     worker.pipe.close()
-    advance(-worker.done)
+    worker.tally.take_back()
     index = task.shard.index
     deaths[index] = deaths.get(index, 0) + 1
     if deaths[index] >= _DEATHS:
@@ -132,9 +132,13 @@ def _serve(pipe: connection.Connection, job: JobContext, lock: _Lock) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     work = ShardWork(job)
+
+    def advance(samples: int, size: int = 0, refused: int = 0) -> None:
+        pipe.send(("advance", (samples, size, refused)))
+
     while (task := pipe.recv()) is not None:
         try:
-            result = work.run(task, lambda count: pipe.send(("advance", count)))
+            result = work.run(task, advance)
         except (DlmtError, OSError) as error:
             pipe.send(("failed", error))
         else:

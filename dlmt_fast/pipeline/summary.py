@@ -4,29 +4,67 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from ..stores.contract import Published, Refused
 
-#: Called with (samples done, samples in all).
-Progress: TypeAlias = Callable[[int, int], None]
+
+class Standing(NamedTuple):
+    """How far a command is: samples done and in all, bytes written (`verify`: read), samples quarantined.
+
+    What an earlier run had done counts among the samples, and has no bytes.
+    """
+
+    done: int
+    total: int
+    bytes: int
+    quarantined: int
 
 
-def no_progress(done: int, total: int) -> None:
+#: Called with where a command stands whenever that changes.
+Progress: TypeAlias = Callable[[Standing], None]
+
+
+def no_progress(standing: Standing) -> None:
     """The default: show nothing."""
 
 
-def counter(progress: Progress, total: int) -> Callable[[int], None]:
-    """A function that adds to a count and reports it."""
-    done = 0
+class Advance(Protocol):
+    """Called with the samples done since the last call, their bytes, and how many of them were quarantined. Numbers
+    below zero: this work is to be done again."""
 
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(done, total)
+    def __call__(self, samples: int, size: int = 0, refused: int = 0) -> None: ...
+
+
+def counter(progress: Progress, total: int) -> Advance:
+    """An `Advance` that adds up and reports."""
+    now = Standing(0, total, 0, 0)
+
+    def advance(samples: int, size: int = 0, refused: int = 0) -> None:
+        nonlocal now
+        now = Standing(now.done + samples, total, now.bytes + size, now.quarantined + refused)
+        progress(now)
 
     advance(0)
     return advance
+
+
+class Tally:
+    """An `Advance` that passes work on and can take it back."""
+
+    def __init__(self, advance: Advance) -> None:
+        self._advance = advance
+        self._work = (0, 0, 0)
+
+    def __call__(self, samples: int, size: int = 0, refused: int = 0) -> None:
+        before = self._work
+        self._work = (before[0] + samples, before[1] + size, before[2] + refused)
+        self._advance(samples, size, refused)
+
+    def take_back(self) -> None:
+        """All that was passed on is to be done again."""
+        samples, size, refused = self._work
+        self(-samples, -size, -refused)
 
 
 @dataclass

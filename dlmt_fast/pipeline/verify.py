@@ -46,8 +46,10 @@ def verify_store(
         raise StoreDamagedError(f"the shards of {path} hold another number of images than the manifest says")
     advance = counter(progress, manifest.count)
     for shard in manifest.shards:
+        done, whole = 0, max(1, shard.count)
         for count in format_of(manifest.kind).verify(root, shard):
-            advance(count)
+            before, done = done, done + count
+            advance(count, shard.size * done // whole - shard.size * before // whole)
         summary.add(shard.count, shard, [])
     for extra in manifest.extras:
         check_published(root / extra.name, extra)

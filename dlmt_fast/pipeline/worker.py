@@ -22,6 +22,7 @@ from .job import refused_error
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal
+from .summary import Advance, Tally
 
 _ATTEMPTS = 3
 _PAUSE = 0.2  # seconds before the second attempt, four times as long before each further one
@@ -110,36 +111,30 @@ class ShardWork:
         self._plans = Plans(planner(job.scheme, job.key, job.options))
         self._owner = OwnerFolder(job.owner, StoreSeal(job.key, job.store_id), job.ops)
 
-    def run(self, task: Task, advance: Callable[[int], None]) -> ShardResult:
+    def run(self, task: Task, advance: Advance) -> ShardResult:
         """Transform, publish and enter one shard; errors that may pass are tried again from the start.
 
         Args:
             task: the shard.
-            advance: called with the number of samples done since the last call, below zero where work is done again.
+            advance: called as work is done.
 
         Raises:
             ImageError: a sample cannot be taken, and `on_error` is "fail".
             StoreError: the journal has another digest for this shard, so that its bytes are not deterministic.
             OSError: reading or writing failed, the last time.
         """
+        tally = Tally(advance)
         for attempt in range(1, _ATTEMPTS + 1):
-            done = 0
-
-            def count(samples: int) -> None:
-                nonlocal done
-                done += samples
-                advance(samples)
-
             try:
-                return self._attempt(task, attempt, count)
+                return self._attempt(task, attempt, tally)
             except OSError as error:
                 if error.errno not in _PASSING or attempt == _ATTEMPTS:
                     raise
-                advance(-done)
+                tally.take_back()
                 time.sleep(_PAUSE * 4 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")
 
-    def _attempt(self, task: Task, attempt: int, advance: Callable[[int], None]) -> ShardResult:
+    def _attempt(self, task: Task, attempt: int, advance: Advance) -> ShardResult:
         job, index = self._job, task.shard.index
         place = Place(job.target, job.store_id, job.ops)
         writer = format_of(job.kind).writer(place, task.shard, job.dtype, task.array)
@@ -177,7 +172,7 @@ def encrypt_shard(
     on_error: str,
     decoders: int,
     threads: int | None,
-    advance: Callable[[int], None],
+    advance: Advance,
     before_publish: Callable[[], None],
 ) -> tuple[Published, Mapping[str, Any], list[Refused]]:
     """Transform and publish one shard; on any error nothing of it stays. Gives the shard, its ledger, its refused.
@@ -196,7 +191,7 @@ def encrypt_shard(
                 refused.append(item)
                 if on_error == "fail":
                     raise refused_error(refused)
-                advance(1)
+                advance(1, refused=1)
                 continue
             plan = plans.of(item.images)
             images, limits = encrypt(item.images, plan, threads=threads, return_bounds=True)
@@ -207,7 +202,7 @@ def encrypt_shard(
             if plan.normalize.startswith("minmax"):
                 bounds += limits.tolist()
             position += len(images)
-            advance(len(images))
+            advance(len(images), images.nbytes)
         before_publish()
         published = writer.publish()
     except BaseException:
