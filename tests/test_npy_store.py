@@ -15,13 +15,13 @@ import dlmt_fast as dlmt
 from dlmt_fast.errors import ParameterError, StoreDamagedError, StoreError, UsageError
 from dlmt_fast.pipeline import JobOptions, decrypt_store, encrypt_store, verify_store
 from dlmt_fast.stores import npy_arrays
+from dlmt_fast.stores.axes import layout_of
 from dlmt_fast.stores.contract import Batch
 from dlmt_fast.stores.npy import encode_header
 from dlmt_fast.stores.npy_arrays import (
     NpySource,
     NpyWriter,
     labels_name,
-    layout_of,
     looks_like_npy,
     read_array_header,
 )

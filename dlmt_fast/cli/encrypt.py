@@ -47,7 +47,8 @@ def encrypt(
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Do the I-th of N slices; others do the rest, at the same time or not.")
     ] = "1/1",
-    from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC: folder, idx, cifar or npy.")] = None,
+    from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC, where that does not tell.")] = None,
+    to_kind: Annotated[str | None, typer.Option("--to", help="The kind of DST [default: that of SRC].")] = None,
     owner: Owner = None,
     progress_mode: ProgressMode = "auto",
     overwrite: Overwrite = False,
@@ -83,7 +84,18 @@ def encrypt(
     left: list[str] = []
     try:
         with shown("encrypt", progress_mode, as_json, options.workers) as progress, terminate_as_interrupt():
-            summary = encrypt_store(source, target, key, scheme, folder, options, from_kind, progress, tell=left.append)
+            summary = encrypt_store(
+                source,
+                target,
+                key,
+                scheme,
+                folder,
+                options,
+                from_kind,
+                progress,
+                tell=left.append,
+                target_named=to_kind,
+            )
     finally:
         for text in left:
             console().print(text, style="yellow", highlight=False, markup=False)

@@ -24,6 +24,8 @@ from .slices import Slice
 from .summary import Progress, Summary, counter, no_progress
 from .worker import JobContext, ShardResult, Task
 
+_SHOWN = 20  # classes that the summary names
+
 
 def encrypt_store(
     source_path: Path,
@@ -253,6 +255,10 @@ def _notes(job: PlannedJob) -> list[str]:
     notes = []
     if job.options.normalize.startswith("minmax"):
         notes.append("decrypting min-max needs the ledger in the owner's folder: keep it as safe as the key")
+    if job.classes is not None:
+        shown = [f"{number} {name}" for number, name in enumerate(job.classes[:_SHOWN])]
+        more = [f"and {len(job.classes) - _SHOWN} more in this order"] if len(job.classes) > _SHOWN else []
+        notes.append(f"classes by number: {', '.join(shown + more)}")
     if job.source.left_alone:
         notes.append(f"left alone: {job.source.left_alone}")
     return notes

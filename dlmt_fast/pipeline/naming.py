@@ -9,7 +9,6 @@ import numpy as np
 
 from ..errors import StoreError
 from ..stores.contract import ShardSpec, Source
-from ..stores.folder import can_be_listed
 from .formats import StoredFormat
 from .options import JobOptions
 from .seal import StoreSeal
@@ -55,10 +54,10 @@ class OutputNames:
         dtype: str,
         never_written: set[int],
     ) -> None:
-        self._source, self._seal, self._never_written = source, seal, never_written
-        self._named = form.named
+        self._source, self._form, self._seal, self._never_written = source, form, seal, never_written
+        self._named, self._keep, self._suffix = form.named, options.names == "keep", form.suffix(dtype)
         paths = (stamp.path for stamp in source.stamps() if self._named)
-        self._namer = Namer(seal, options.names == "keep", options.classes == "index", paths, form.suffix(dtype))
+        self._namer = Namer(seal, self._keep, options.classes == "index", paths, self._suffix)
         if self._named:
             self._refuse_the_same()
 
@@ -70,7 +69,13 @@ class OutputNames:
 
     def _name(self, index: int) -> str:
         path = self._source.path_of(index)
-        return self._seal.name(path) if index in self._never_written else self._namer.name(path)
+        if index in self._never_written:
+            return self._seal.name(path)
+        if self._source.in_folders and (self._form.folders or self._keep):
+            return self._namer.name(path)
+        label = self._source.label_of(index) if self._form.folders else None
+        hidden = path.rpartition("//")[2].rpartition(".")[0] if self._keep else self._seal.name(path)
+        return ("" if label is None else f"{label}/") + hidden + self._suffix
 
     def _refuse_the_same(self) -> None:
         """Names are compared by short digests first, so that a large store needs 8 bytes a file."""
@@ -86,7 +91,7 @@ class OutputNames:
     def _checked(self, indices: range) -> Iterator[str]:
         for index in indices:
             name = self._name(index)
-            if not can_be_listed(name):
+            if not self._form.holds(name):
                 raise StoreError(f"{self._source.path_of(index)!r} cannot keep its name or class in a store; rename it")
             yield name
 

@@ -9,9 +9,9 @@ from typing import Any
 
 from ..keys import Key
 from ..schemes import DLMT
-from ..stores.contract import Shape, ShardSpec, Source
+from ..stores.contract import Reader, Shape, ShardSpec, Source
 from ..stores.publish import FileOps
-from .formats import StoredFormat, format_of
+from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
 from .kinds import check_dtype, shard_name, target_format
 from .locks import held
@@ -32,6 +32,7 @@ class PlannedJob:
         kind, dtype, shape: of the store that is made; shape None where sizes differ.
         record: the job record; its keyed digest is the store's id.
         shards: under the names that they are published with.
+        classes: the names of the class numbers, where the target has numbers for names.
     """
 
     source: Source
@@ -47,6 +48,7 @@ class PlannedJob:
     owner: OwnerFolder
     names: OutputNames
     shards: list[ShardSpec]
+    classes: tuple[str, ...] | None
     owner_folder: Callable[[str], Path]
 
     @property
@@ -89,7 +91,13 @@ class PlannedJob:
         originals = self.source.shards()
         for shard in shards:
             reader, original = self.source.part(shard.samples), originals[shard.index].name
-            yield Task(shard, self.names.of(shard), reader, original, self.source.array_shape(shard.index))
+            if self.source.kind != self.kind:
+                original = self.form.shard_name(shard, original)
+            yield Task(shard, self.names.of(shard), reader, original, self._contents(shard, reader))
+
+    def _contents(self, shard: ShardSpec, reader: Reader) -> Contents:
+        labelled = self.form.labelled and len(shard.samples) > 0 and reader.label_of(shard.samples.start) is not None
+        return Contents(self.dtype, self.source.array_shape(shard.index), labelled, self.classes)
 
 
 def plan_job(
@@ -109,7 +117,7 @@ def plan_job(
     joins = options.resume or not options.slice.whole
     target = Target(
         target_path,
-        source.single,
+        source.single and form.one_file,
         source_path,
         options.overwrite,
         joins,
@@ -123,11 +131,26 @@ def plan_job(
     seal = StoreSeal(key, store_id_of(key, record))
     names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)
+    classes = source.number_classes() if form.labelled else None
     single = target.path if target.single else None
     shards = [replace(shard, name=shard_name(form, source, shard, single, seal, options)) for shard in source.shards()]
     job = PlannedJob(
-        source, target, key, scheme, options, form.kind, dtype, shape, record, seal, owner, names, shards, owner_folder
-    )  # fmt: skip
+        source=source,
+        target=target,
+        key=key,
+        scheme=scheme,
+        options=options,
+        kind=form.kind,
+        dtype=dtype,
+        shape=shape,
+        record=record,
+        seal=seal,
+        owner=owner,
+        names=names,
+        shards=shards,
+        classes=classes,
+        owner_folder=owner_folder,
+    )
     if options.resume and options.slice.whole:  # before there is an owner's folder; slices ask inside the gate
         job.admit()
     return job

@@ -11,14 +11,14 @@ import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import ImageError, StoreDamagedError, StoreError
+from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Published, Refused, ShardSpec, Survey
 from .decode import SUFFIXES, decode, probe
+from .listing import Listed, encode_listing, listing_name
 from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary
@@ -40,9 +40,14 @@ class FolderImages:
 
     def __init__(self, root: Path, options: Options, stamps: Sequence[FileStamp] | Mapping[int, FileStamp]) -> None:
         self.root, self.options, self._by_index = root, options, stamps
+        self._numbers: dict[str, int] | None = None
 
     def path_of(self, index: int) -> str:
         return self._by_index[index].path
+
+    def label_of(self, index: int) -> int | None:
+        """The number of the first folder, once classes are numbered."""
+        return None if self._numbers is None else self._numbers[self.path_of(index).partition("/")[0]]
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """Decode in `workers` threads, in the order of `indices`."""
@@ -63,7 +68,7 @@ class FolderSource(FolderImages):
     """
 
     kind = "folder"
-    named = True
+    named = in_folders = True
     single = own_names = False
 
     def __init__(self, root: Path, options: Options | None = None, shard_size: int = SHARD_SIZE) -> None:
@@ -101,12 +106,23 @@ class FolderSource(FolderImages):
         starts = enumerate(range(0, count, step))
         return [ShardSpec(i, listing_name(i), range(start, min(start + step, count))) for i, start in starts]
 
+    def number_classes(self) -> tuple[str, ...] | None:
+        """Number the first folders in their order; None where a file lies in none."""
+        found = {stamp.path.rpartition("/")[0].partition("/")[0] for stamp in self.stamps()}
+        if "" in found:
+            return None
+        classes = tuple(sorted(found))
+        self._numbers = {name: number for number, name in enumerate(classes)}
+        return classes
+
     def array_shape(self, shard: int) -> tuple[int, ...]:
         return ()
 
     def part(self, samples: range) -> FolderImages:
         """What reads these files alone."""
-        return FolderImages(self.root, self.options, {index: self._stamps[index] for index in samples})
+        images = FolderImages(self.root, self.options, {index: self._stamps[index] for index in samples})
+        images._numbers = self._numbers
+        return images
 
     def survey(self) -> Survey:
         """The shapes of all images, from their headers."""
@@ -165,7 +181,9 @@ class FolderWriter:
         self._folders: set[Path] = {root}
         self._renamed: list[Path] = []
 
-    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None:
+    def write(
+        self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
+    ) -> None:
         """Encode each image to a temporary beside its final place. `names` are relative, with the right suffix."""
         for name, image in zip(names, images, strict=True):
             if name in self._files:
@@ -185,8 +203,7 @@ class FolderWriter:
             self._renamed.append(self._root / name)
         for folder in sorted(self._folders):
             self._ops.fsync_directory(folder)
-        lines = [f"{digest} {size} {name}\n" for name, (_, size, digest) in sorted(self._files.items())]
-        listing = "".join(lines).encode("utf-8")
+        listing = encode_listing(Listed(digest, size, name) for name, (_, size, digest) in self._files.items())
         if self._listed:
             self._renamed.append(self._root / listing_name(self._shard))
             publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
@@ -197,67 +214,6 @@ class FolderWriter:
 
     def abort(self) -> None:
         remove_all([temporary for temporary, _, _ in self._files.values()] + self._renamed, self._ops)
-
-
-class Listed(NamedTuple):
-    """A line of a shard's listing."""
-
-    sha256: str
-    size: int
-    name: str
-
-
-def listing_name(shard: int) -> str:
-    return f"dlmt-shard-{shard:05d}.txt"
-
-
-def read_listing(data: bytes, where: str) -> list[Listed]:
-    """The lines of a listing, checked: relative names without tricks, sorted, each once.
-
-    Raises:
-        StoreDamagedError: it is no listing.
-    """
-    try:
-        text = data.decode("utf-8")
-        entries = []
-        for line in text.split("\n")[:-1]:
-            digest, size, name = line.split(" ", 2)
-            entries.append(Listed(digest, int(size), name))
-            if len(digest) != 64 or not _safe(name) or str(int(size)) != size:
-                raise ValueError
-        if text and not text.endswith("\n"):
-            raise ValueError
-        if any(a.name >= b.name for a, b in pairwise(entries)):
-            raise ValueError
-    except ValueError:
-        raise StoreDamagedError(f"{where} is not a shard's listing") from None
-    return entries
-
-
-def read_listed(root: Path, entry: Listed) -> bytes:
-    """A file of the store, checked against its listing.
-
-    Raises:
-        StoreDamagedError: it is missing or altered.
-    """
-    path = root / entry.name
-    try:
-        data = path.read_bytes()
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise StoreDamagedError(f"{path} is missing, and the store's listing names it") from None
-    if len(data) != entry.size or hashlib.sha256(data).hexdigest() != entry.sha256:
-        raise StoreDamagedError(f"{path} is damaged: its bytes are not those that were published")
-    return data
-
-
-def _safe(name: str) -> bool:
-    parts = name.split("/")
-    return not set(name) & {"\\", "\0", "\n"} and all(p not in ("", ".", "..") for p in parts)
-
-
-def can_be_listed(name: str) -> bool:
-    """Whether a listing can hold a relative name, and the name is none of the store's own."""
-    return _safe(name) and not name.startswith(("dlmt-store.json", "dlmt-shard-"))
 
 
 def _check_name(path: str) -> None:

@@ -16,11 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreDamagedError, StoreError
-from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
+from .axes import image_shape, layout_of
+from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
 from .decode import SUFFIXES
 from .npy import encode_header, encode_labels
 from .publish import OS, FileOps
-from .runs import Runs
+from .runs import Runs, labels_beside
 from .sliced import SlicedWriter
 
 SLICE_BYTES = 4 << 20
@@ -92,34 +93,6 @@ def read_array_header(path: Path) -> ArrayHeader:
     return header
 
 
-def layout_of(shape: tuple[int, ...], path: Path) -> str:
-    """NHW, NHWC or NCHW: where the axis of 1 or 3 channels is.
-
-    Raises:
-        StoreError: none or both of the axes could be it.
-    """
-    if len(shape) == 3 and min(shape[1:]) >= 1:
-        return "NHW"
-    if len(shape) == 4 and min(shape[1:]) >= 1 and (shape[1] in (1, 3)) != (shape[3] in (1, 3)):
-        return "NCHW" if shape[1] in (1, 3) else "NHWC"
-    which = "either axis 1 or axis 3 could be the channels" if len(shape) == 4 and shape[1] in (1, 3) else "no fit"
-    raise StoreError(
-        f"{path} has shape {shape} ({which}); images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
-    )
-
-
-def image_shape(shape: tuple[int, ...], path: Path) -> Shape:
-    """(C, H, W) of an array's images.
-
-    Raises:
-        StoreError: as `layout_of`.
-    """
-    layout = layout_of(shape, path)
-    if layout == "NHW":
-        return 1, shape[1], shape[2]
-    return (shape[3], shape[1], shape[2]) if layout == "NHWC" else (shape[1], shape[2], shape[3])
-
-
 def read_slices(path: Path, header: ArrayHeader, samples: range) -> Iterator[tuple[int, Array]]:
     """(first image, values (n, C, H, W)) over a run of images.
 
@@ -143,13 +116,8 @@ def read_slices(path: Path, header: ArrayHeader, samples: range) -> Iterator[tup
 
 
 def labels_name(images: str) -> str:
-    """Where the labels of an images file are: `train-images.npy` and `train-labels.npy`, `x_train.npy` and
-    `y_train.npy`, and `a.npy` and `a-labels.npy`."""
-    if "images" in images:
-        return "labels".join(images.rsplit("images", 1))
-    if images.startswith(("x_", "X_")):
-        return f"y_{images[2:]}"
-    return f"{images.removesuffix('.npy')}-labels.npy"
+    """Where the labels of an images file are; see `runs.labels_beside`."""
+    return labels_beside(images, ".npy")
 
 
 def read_labels(path: Path, count: int) -> NDArray[np.integer[Any]]:
@@ -170,7 +138,7 @@ class NpySource:
     """Reads one .npy file of images, or every one of a folder; `labels` are the files beside them, by images file."""
 
     kind = "npy"
-    named = own_names = False
+    named = in_folders = own_names = False
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -187,6 +155,7 @@ class NpySource:
         self._left_out = sorted(set(names) - {*self.images, *self.labels.values()})
         self._stamps = [FileStamp.of(self.root, name) for name in sorted([*self.images, *self.labels.values()])]
         self.headers = [self._header(name) for name in self.images]
+        self._values: dict[int, NDArray[np.integer[Any]]] = {}
         self._runs = Runs(self.images, [header.shape[0] for header in self.headers])
 
     def _header(self, name: str) -> ArrayHeader:
@@ -233,6 +202,9 @@ class NpySource:
     def shards(self) -> list[ShardSpec]:
         return self._runs.shards()
 
+    def number_classes(self) -> None:
+        """Labels are numbers."""
+
     def array_shape(self, shard: int) -> tuple[int, ...]:
         """(N, H, W), (N, H, W, C) or (N, C, H, W)."""
         return self.headers[shard].shape
@@ -243,6 +215,17 @@ class NpySource:
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)
+
+    def label_of(self, index: int) -> int | None:
+        """From the labels beside the images."""
+        shard, first = self._runs.find(index)
+        name = self.images[shard]
+        if name not in self.labels:
+            return None
+        if shard not in self._values:
+            self._check_unchanged(self.labels[name])
+            self._values[shard] = read_labels(self.root / self.labels[name], self.headers[shard].shape[0])
+        return int(self._values[shard][index - first])
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """A run of one shard's images, in slices."""
@@ -276,6 +259,8 @@ class NpyWriter(SlicedWriter):
             root, store_id, shard, name, encode_header(values, shape), values, shape[0], header.item_bytes, ops
         )
 
-    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None:
+    def write(
+        self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
+    ) -> None:
         """Values (n, C, H, W) at `positions`, a run of consecutive places within the shard."""
         super().write(positions, names, images.transpose(0, 2, 3, 1) if self._layout == "NHWC" else images)

@@ -8,7 +8,6 @@ every value and could not hold images of several sizes.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,50 +20,31 @@ from .npy import encode_npy
 from .parquet_format import METADATA_KEY, features, library
 from .png import encode_png
 from .publish import OS, FileOps, temporary_name
+from .streamed import StreamedFile
 
 GROUP_ROWS = 100  # of a row group, which a reader loads at once
 GROUP_BYTES = 32 << 20
 
 
 class _Sink:
-    """A temporary as pyarrow's output; it keeps the size and the digest of what went into it."""
+    """A streamed file as pyarrow's output. When it is dead, what pyarrow still writes goes nowhere."""
 
     closed = False
 
-    def __init__(self, path: Path, ops: FileOps) -> None:
-        self.path, self.size, self.digest = path, 0, hashlib.sha256()
-        self._ops, self._descriptor = ops, ops.create(path)
-        self._dead = False
+    def __init__(self, file: StreamedFile) -> None:
+        self._file, self.dead = file, False
 
     def write(self, data: Any) -> int:
         view = memoryview(data)
-        if not self._dead:
-            self._ops.write(self._descriptor, view)
-            self.digest.update(view)
-        self.size += view.nbytes
+        if not self.dead:
+            self._file.write(view)
         return view.nbytes
 
     def flush(self) -> None:
         """Nothing is held back."""
 
     def close(self) -> None:
-        """The writer below closes it, by `finish` or `discard`."""
-
-    def finish(self) -> None:
-        try:
-            self._ops.fsync(self._descriptor)
-        finally:
-            self._dead = True
-            self._ops.close(self._descriptor)
-
-    def discard(self) -> None:
-        """Swallow what pyarrow still writes, and remove the temporary."""
-        dead, self._dead = self._dead, True
-        try:
-            if not dead:
-                self._ops.close(self._descriptor)
-        finally:
-            self._ops.unlink(self.path)
+        """The file is finished or discarded by its owner."""
 
 
 class ParquetWriter:
@@ -98,7 +78,8 @@ class ParquetWriter:
         self._rows: list[tuple[bytes, str | None, int | None]] = []
         self._group_bytes = self._count = 0
         self._renamed: Path | None = None
-        self._sink = _Sink(root / temporary_name(store_id, shard), ops)
+        self._file = StreamedFile(root / temporary_name(store_id, shard), ops)
+        self._sink = _Sink(self._file)
         try:
             self._writer = pa.parquet.ParquetWriter(
                 self._sink,
@@ -111,7 +92,7 @@ class ParquetWriter:
                 write_page_checksum=True,
             )
         except BaseException:
-            self._sink.discard()
+            self._file.discard()
             raise
 
     def write(
@@ -132,17 +113,18 @@ class ParquetWriter:
         self._flush()
         self._writer.add_key_value_metadata({METADATA_KEY: self._features})
         self._writer.close()
-        self._sink.finish()
-        self._ops.rename(self._sink.path, self._root / self._name)
+        self._file.finish()
+        self._ops.rename(self._file.path, self._root / self._name)
         self._renamed = self._root / self._name
         self._ops.fsync_directory(self._root)
-        return Published(self._name, self._count, self._sink.size, self._sink.digest.hexdigest())
+        return Published(self._name, self._count, self._file.size, self._file.sha256)
 
     def abort(self) -> None:
+        self._sink.dead = True
         try:
-            self._sink.discard()
+            self._file.discard()
         finally:
-            self._writer.close()  # now, not when it is collected: what it writes goes nowhere
+            self._writer.close()  # now, not when it is collected
             if self._renamed is not None:
                 self._ops.unlink(self._renamed)
 

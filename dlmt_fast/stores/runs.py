@@ -38,3 +38,13 @@ class Runs:
         """What a sample is called: its array, and its place there."""
         array, first = self.find(index)
         return f"{self._names[array]}#{index - first}"
+
+
+def labels_beside(images: str, suffix: str = "") -> str:
+    """What the labels of an array are called: `train-images` and `train-labels`, `x_train` and `y_train`, and `a` and
+    `a-labels`, before the `suffix`."""
+    if "images" in images:
+        return "labels".join(images.rsplit("images", 1))
+    if images.startswith(("x_", "X_")):
+        return f"y_{images[2:]}"
+    return f"{images.removesuffix(suffix)}-labels{suffix}"

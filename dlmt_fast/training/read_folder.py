@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from ..errors import ImageError, StoreDamagedError, StoreError, UsageError
 from ..pipeline.formats.folder import decode_stored, read_shard_listing
 from ..stores.contract import Refused
-from ..stores.folder import FolderSource, read_listed
+from ..stores.folder import FolderSource
+from ..stores.listing import read_listed
 from ..stores.manifest import Manifest
 from .arrays import Arrays
 

@@ -9,16 +9,17 @@ import numpy as np
 
 from ...errors import StoreDamagedError
 from ...stores import npy_arrays
+from ...stores.axes import image_shape
 from ...stores.contract import Published, ShardSpec, ShardWriter
 from ...stores.manifest import Manifest
-from .contract import OneFile, Place, StoredBatch, check_published, check_shape
+from .contract import Contents, OneFile, Place, StoredBatch, check_published, check_shape
 
 
 class NpyFormat(OneFile):
     """See `contract.StoredFormat`."""
 
     kind = "npy"
-    named = False
+    named = folders = labelled = False
 
     def check(self, dtype: str) -> None:
         """A .npy file holds any dtype."""
@@ -32,8 +33,11 @@ class NpyFormat(OneFile):
     def labels_name(self, shard: str) -> str | None:
         return npy_arrays.labels_name(shard)
 
-    def writer(self, place: Place, shard: ShardSpec, dtype: str, shape: tuple[int, ...]) -> ShardWriter:
-        return npy_arrays.NpyWriter(place.root, place.store_id, shard.index, shard.name, dtype, shape, place.ops)
+    def writer(self, place: Place, shard: ShardSpec, contents: Contents) -> ShardWriter:
+        shape = contents.array
+        return npy_arrays.NpyWriter(
+            place.root, place.store_id, shard.index, shard.name, contents.dtype, shape, place.ops
+        )
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> NpyShard:
         return NpyShard(root, shard, manifest)
@@ -54,7 +58,7 @@ class NpyShard:
             raise StoreDamagedError(
                 f"{self._path} holds an array {header.shape} of {header.dtype}, not as its manifest says"
             )
-        check_shape(npy_arrays.image_shape(header.shape, self._path), manifest, self._path)
+        check_shape(image_shape(header.shape, self._path), manifest, self._path)
 
     def read(self) -> Iterator[StoredBatch]:
         for start, values in npy_arrays.read_slices(self._path, self._header, range(self._header.shape[0])):
