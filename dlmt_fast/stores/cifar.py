@@ -126,15 +126,18 @@ class CifarSource:
     def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
         return zip(self.extras, self.extras, strict=True)
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def _check_unchanged(self) -> None:
         for stamp in self._stamps:
             stamp.check_unchanged(self.root)
 
     def survey(self) -> Survey:
-        return Survey({_SHAPE: [f"{split}-images.npy" for split in self._layout.splits]})
+        survey = Survey()
+        for split, part in zip(self._layout.splits, self._splits, strict=True):
+            survey.add(_SHAPE, f"{split}-images.npy", len(part.images))
+        return survey
 
     def shards(self) -> list[ShardSpec]:
         return self._runs.shards("-images.npy")

@@ -221,8 +221,8 @@ class IdxSource:
         """Files of the folder that are not read, in words; empty where there is none."""
         return self._left_alone
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def read_labels(self, name: str) -> bytes:
         """The decompressed bytes of one of `extras`."""
@@ -242,7 +242,7 @@ class IdxSource:
     def survey(self) -> Survey:
         survey = Survey()
         for name, header in zip(self.images, self.headers, strict=True):
-            survey.shapes.setdefault((1, header.sizes[1], header.sizes[2]), []).append(name)
+            survey.add((1, header.sizes[1], header.sizes[2]), name, header.sizes[0])
         return survey
 
     def shards(self) -> list[ShardSpec]:

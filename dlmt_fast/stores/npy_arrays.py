@@ -185,8 +185,8 @@ class NpySource:
             if name in self.labels:
                 yield self.labels[name], labels_name(stored)
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def _check_unchanged(self, name: str) -> None:
         next(stamp for stamp in self._stamps if stamp.path == name).check_unchanged(self.root)
@@ -194,7 +194,7 @@ class NpySource:
     def survey(self) -> Survey:
         survey = Survey()
         for name, header in zip(self.images, self.headers, strict=True):
-            survey.shapes.setdefault(image_shape(header.shape, self.root / name), []).append(name)
+            survey.add(image_shape(header.shape, self.root / name), name, header.shape[0])
         for name in self.extras:
             self.extra_bytes(name)  # wrong labels are refused before any work
         return survey

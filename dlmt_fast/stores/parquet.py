@@ -6,7 +6,6 @@ reads what another one does. A row is called by its `path` where every row has o
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -20,6 +19,7 @@ from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
 from .decode import decode_bytes, probe_bytes
+from .digests import repeated
 from .parquet_format import Columns, Row, is_parquet_name, read_footer, read_rows
 
 SHARD_ROWS = 1000  # a shard has as many row groups as it takes to reach so many rows
@@ -168,28 +168,31 @@ class ParquetSource(ParquetRows):
     def extra_bytes(self, name: str) -> bytes:
         raise NotImplementedError("labels are in the rows")
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def survey(self) -> Survey:
         """The shapes of all images, from their headers; and whether paths tell the rows apart."""
         survey = Survey()
-        digests: list[int] = []
-        named = self.columns.paths
+        self._all_named = self.columns.paths
+        twice = repeated(self._surveyed(survey))
+        self.named = self._all_named and not twice
+        return survey
+
+    def _surveyed(self, survey: Survey) -> Iterator[str]:
+        """Enter every row in `survey`; gives the rows' paths as long as each has one."""
         for _, run in groupby(self._groups, key=lambda group: group.path):
             for row in self._rows(list(run)):
-                named = named and row.path is not None and _is_plain(row.path)
-                if named:
-                    digests.append(int.from_bytes(hashlib.sha256((row.path or "").encode()).digest()[:8], "little"))
+                self._all_named = self._all_named and row.path is not None and _is_plain(row.path)
+                if self._all_named:
+                    yield row.path or ""
                 try:
                     self._check(row)
                     shape = probe_bytes(row.image or b"", self.decoding.channels)
                 except ImageError as error:
                     survey.refused.append(Refused(row.index, self.path_of(row.index), str(error)))
                     continue
-                survey.shapes.setdefault(self._shape(shape), []).append(self.path_of(row.index))
-        self.named = named and len(np.unique(np.array(digests, np.uint64))) == len(digests)
-        return survey
+                survey.add(self._shape(shape), self.path_of(row.index))
 
     def _shape(self, shape: Shape) -> Shape:
         return shape if self.decoding.size is None else (shape[0], *self.decoding.size)
