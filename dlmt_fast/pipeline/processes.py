@@ -30,17 +30,27 @@ def run_here(
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """A process started in the block is deaf to Ctrl-C from its first instruction on; this one hears it after."""
-    if not hasattr(signal, "pthread_sigmask"):
+def _undisturbed() -> Iterator[None]:
+    """Signals wait for the end of the block, so that no process is left half-started, and a process that is started in
+    it is deaf to Ctrl-C from its first instruction on."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # starting a process does this first, and would end the block's effect
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    heard: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:  # the mask alone would not do: another thread of this process may take the signal
+        signal.signal(number, lambda number, frame: heard.append(number))
+    resource_tracker.ensure_running()  # starting a process does this first, and would end the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for each in heard:
+            signal.raise_signal(each)
 
 
 class _Lock:
@@ -83,7 +93,7 @@ def run_in_processes(
     def start() -> _Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, job, _Lock(lock)), daemon=True)
-        with _deaf_to_interrupts():
+        with _undisturbed():
             process.start()
         theirs.close()
         return _Worker(process, ours, Tally(advance))
