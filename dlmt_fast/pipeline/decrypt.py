@@ -98,7 +98,8 @@ def _decrypt_shard(
     target: Target,
     advance: Advance,
 ) -> tuple[Published, list[str]]:
-    restored = {stored: originals.name(original) for stored, original in _names_of(ledger).items()}
+    plain = store.form.plain_name
+    restored = {stored: plain(originals.name(original)) for stored, original in _names_of(ledger).items()}
     bounds = np.array(ledger.get("bounds", []), np.int32)
     order = _ledger_order(ledger)
     names: list[str] = []
@@ -117,7 +118,7 @@ def _decrypt_shard(
             outputs = [
                 restored.get(name, name.removesuffix(".npy").removesuffix(".png") + ".png") for name in batch.names
             ]
-            writer.write(range(batch.position, batch.position + len(images)), outputs, images)
+            writer.write(range(batch.position, batch.position + len(images)), outputs, images, batch.labels)
             names += outputs
             advance(len(images), images.nbytes)
         if not one_file:

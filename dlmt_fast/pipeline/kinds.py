@@ -11,7 +11,13 @@ from .options import JobOptions
 from .seal import StoreSeal
 
 #: From the kind of a source to those that it can become, the usual one first.
-TARGETS = {"folder": ("folder",), "idx": ("idx",), "cifar": ("npy",), "npy": ("npy",)}
+TARGETS = {
+    "folder": ("folder", "webdataset"),
+    "webdataset": ("webdataset", "folder"),
+    "idx": ("idx",),
+    "cifar": ("npy",),
+    "npy": ("npy",),
+}
 
 
 def target_format(source: Source, named: str | None) -> StoredFormat:

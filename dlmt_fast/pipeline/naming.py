@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..errors import StoreError
-from ..stores.contract import ShardSpec, Source
+from ..stores.contract import Reader, ShardSpec, Source
 from ..stores.digests import digest64, repeated
-from ..stores.listing import can_be_listed
 from .formats import StoredFormat
 from .options import JobOptions
 from .seal import StoreSeal
@@ -56,10 +55,10 @@ class OutputNames:
         dtype: str,
         never_written: set[int],
     ) -> None:
-        self._source, self._seal, self._never_written = source, seal, never_written
-        self._named = form.named
-        paths = (path for _, path in self._paths())
-        self._namer = Namer(seal, options.names == "keep", options.classes == "index", paths, form.suffix(dtype))
+        self._source, self._form, self._seal, self._never_written = source, form, seal, never_written
+        self._named, self._keep, self._suffix = form.named, options.names == "keep", form.suffix(dtype)
+        paths = (part.path_of(index) for index, part in self._samples())
+        self._namer = Namer(seal, self._keep, options.classes == "index", paths, self._suffix)
         if self._named:
             self._refuse_the_same()
 
@@ -68,30 +67,37 @@ class OutputNames:
         if not self._named:
             return dict.fromkeys(shard.samples, "")
         part = self._source.part(shard.samples)
-        named = ((index, self._name(index, part.path_of(index))) for index in shard.samples)
-        return dict(sorted(named, key=lambda item: item[1]))
+        return dict(sorted(((index, self._name(index, part)) for index in shard.samples), key=lambda item: item[1]))
 
-    def _name(self, index: int, path: str) -> str:
-        return self._seal.name(path) if index in self._never_written else self._namer.name(path)
-
-    def _paths(self) -> Iterator[tuple[int, str]]:
-        """Every sample, a shard at a time, with its path."""
+    def _samples(self) -> Iterator[tuple[int, Reader]]:
+        """Every sample, a shard at a time, with what knows its path."""
         for shard in self._source.shards() if self._named else ():
             part = self._source.part(shard.samples)
-            yield from ((index, part.path_of(index)) for index in shard.samples)
+            yield from ((index, part) for index in shard.samples)
+
+    def _name(self, index: int, part: Reader) -> str:
+        path = part.path_of(index)
+        if index in self._never_written:
+            return self._seal.name(path)
+        if self._source.in_folders and (self._form.folders or self._keep):
+            return self._namer.name(path)
+        label = part.label_of(index) if self._form.folders else None
+        hidden = path.rpartition("//")[2].rpartition(".")[0] if self._keep else self._seal.name(path)
+        return ("" if label is None else f"{label}/") + hidden + self._suffix
 
     def _refuse_the_same(self) -> None:
         """Names are compared by short digests first, so that memory does not grow with their number."""
         suspects = repeated(self._checked())
-        named: dict[str, tuple[int, str]] = {}
-        for index, path in self._paths() if suspects else ():
-            name = self._name(index, path)
-            if digest64(name) in suspects and named.setdefault(name, (index, path))[0] != index:
-                raise StoreError(f"{named[name][1]} and {path} would both be written as {name}")
+        named: dict[str, int] = {}
+        for index, part in self._samples() if suspects else ():
+            name = self._name(index, part)
+            if digest64(name) in suspects and named.setdefault(name, index) != index:
+                one, two = self._source.path_of(named[name]), part.path_of(index)
+                raise StoreError(f"{one} and {two} would both be written as {name}")
 
     def _checked(self) -> Iterator[str]:
-        for index, path in self._paths():
-            name = self._name(index, path)
-            if not can_be_listed(name):
-                raise StoreError(f"{path!r} cannot keep its name or class in a store; rename it")
+        for index, part in self._samples():
+            name = self._name(index, part)
+            if not self._form.holds(name):
+                raise StoreError(f"{part.path_of(index)!r} cannot keep its name or class in a store; rename it")
             yield name

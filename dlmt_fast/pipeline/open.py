@@ -11,9 +11,10 @@ from ..stores.folder import FolderSource
 from ..stores.folder import Options as FolderOptions
 from ..stores.idx import IdxSource, looks_like_idx
 from ..stores.npy_arrays import NpySource, looks_like_npy
+from ..stores.webdataset import Decoding, WebdatasetSource, looks_like_webdataset
 from .options import JobOptions
 
-KINDS = ("folder", "idx", "cifar", "npy")
+KINDS = ("folder", "webdataset", "idx", "cifar", "npy")
 _WORDS = {"idx": "IDX files", "cifar": "CIFAR", "npy": ".npy files"}
 
 
@@ -32,6 +33,8 @@ def kind_of(path: Path, named: str | None) -> str:
         raise StoreError(f"{path} does not exist")
     if looks_like_cifar(path):
         return "cifar"
+    if looks_like_webdataset(path):
+        return "webdataset"
     if looks_like_npy(path):
         return "npy"
     if looks_like_idx(path):
@@ -39,7 +42,8 @@ def kind_of(path: Path, named: str | None) -> str:
     if path.is_dir():
         return "folder"
     raise StoreError(
-        f"{path} is neither a folder of images, nor an IDX or .npy file, nor an archive of CIFAR; --from names its kind"
+        f"{path} is neither a folder of images, nor a tar of samples, nor an IDX or .npy file, nor an archive of "
+        "CIFAR; --from names its kind"
     )
 
 
@@ -53,11 +57,18 @@ def open_source(path: Path, options: JobOptions, named: str | None = None) -> So
     if kind == "folder":
         reading = FolderOptions(options.channels, options.size, options.fit, options.ignore)
         return FolderSource(path, reading, options.shard_size)
-    default = JobOptions()
-    for name in ("size", "fit", "channels", "ignore", "classes", "shard_size", *(() if kind == "npy" else ("names",))):
-        if getattr(options, name) != getattr(default, name):
-            option = name.replace("_", "-")
-            raise ParameterError(f"--{option} does not apply to {_WORDS[kind]}, whose images are unnamed pixels")
+    if kind == "webdataset":
+        _refuse(options, ("ignore", "shard_size"), "tars of samples, which are shards as they are")
+        return WebdatasetSource(path, Decoding(options.channels, options.size, options.fit))
+    left = ("size", "fit", "channels", "ignore", "classes", "shard_size", *(() if kind == "npy" else ("names",)))
+    _refuse(options, left, f"{_WORDS[kind]}, whose images are unnamed pixels")
     if kind == "idx":
         return IdxSource(path)
     return CifarSource(path) if kind == "cifar" else NpySource(path)
+
+
+def _refuse(options: JobOptions, names: tuple[str, ...], what: str) -> None:
+    default = JobOptions()
+    for name in names:
+        if getattr(options, name) != getattr(default, name):
+            raise ParameterError(f"--{name.replace('_', '-')} does not apply to {what}")

@@ -15,9 +15,9 @@ from ..errors import StoreDamagedError, StoreError
 from ..functional import encrypt
 from ..keys import Key
 from ..schemes import DLMT, Plan
-from ..stores.contract import Array, Published, Reader, Refused, ShardSpec, ShardWriter
+from ..stores.contract import Array, Batch, Published, Reader, Refused, ShardSpec, ShardWriter
 from ..stores.publish import OS, FileOps
-from .formats import Place, format_of
+from .formats import Contents, Place, format_of
 from .job import refused_error
 from .options import JobOptions
 from .owner import OwnerFolder
@@ -37,13 +37,13 @@ _PASSING = {
 @dataclass(frozen=True)
 class Task:
     """One shard: its published name and samples, output names by sample index in writing order, what reads it, its name
-    in the source, and the shape of its array there (see `Source.array_shape`)."""
+    in the source, and what the shard will hold."""
 
     shard: ShardSpec
     names: dict[int, str]
     source: Reader
     original: str
-    array: tuple[int, ...] = ()
+    contents: Contents
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class ShardWork:
     def _attempt(self, task: Task, attempt: int, advance: Advance) -> ShardResult:
         job, index = self._job, task.shard.index
         place = Place(job.target, job.store_id, job.ops)
-        writer = format_of(job.kind).writer(place, task.shard, job.dtype, task.array)
+        writer = format_of(job.kind).writer(place, task.shard, task.contents)
         published, ledger, refused = encrypt_shard(
             task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, self._retire
         )
@@ -196,7 +196,7 @@ def encrypt_shard(
             plan = plans.of(item.images)
             images, limits = encrypt(item.images, plan, threads=threads, return_bounds=True)
             outputs = [names[index] for index in item.indices]
-            writer.write(range(position, position + len(images)), outputs, images)
+            writer.write(range(position, position + len(images)), outputs, images, _labels(task, item))
             if any(outputs):
                 originals += [[name, source.path_of(i)] for name, i in zip(outputs, item.indices, strict=True)]
             if plan.normalize.startswith("minmax"):
@@ -212,3 +212,17 @@ def encrypt_shard(
     if task.shard.name != task.original:
         ledger["file"] = task.original
     return published, ledger, refused
+
+
+def _labels(task: Task, batch: Batch) -> list[int] | None:
+    """The class numbers of a batch, where the shard is to hold some."""
+    if not task.contents.labelled:
+        return None
+    if batch.labels is not None:
+        return list(batch.labels)
+    found = [task.source.label_of(index) for index in batch.indices]
+    if None in found:
+        raise StoreError(
+            f"some samples have a class number and some have none: {task.source.path_of(batch.indices[0])}"
+        )
+    return [label for label in found if label is not None]

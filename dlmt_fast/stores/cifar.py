@@ -86,7 +86,7 @@ class CifarSource:
     """Reads the data set, whole; `root` is the folder, or the one of the archive."""
 
     kind = "cifar"
-    named = single = False
+    named = in_folders = single = False
     own_names = True
 
     def __init__(self, path: Path) -> None:
@@ -142,6 +142,9 @@ class CifarSource:
     def shards(self) -> list[ShardSpec]:
         return self._runs.shards("-images.npy")
 
+    def number_classes(self) -> None:
+        """Labels are numbers."""
+
     def array_shape(self, shard: int) -> tuple[int, ...]:
         """(N, 3, 32, 32)."""
         return self._splits[shard].images.shape
@@ -152,6 +155,11 @@ class CifarSource:
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)
+
+    def label_of(self, index: int) -> int | None:
+        """The class, of CIFAR-100 the fine one."""
+        split, first = self._runs.find(index)
+        return int(next(iter(self._splits[split].labels.values()))[index - first])
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """A run of one split's images."""

@@ -102,6 +102,11 @@ class Reader(Protocol):
     """What of a source a shard needs. It pickles, so that a worker process can be given it."""
 
     def path_of(self, index: int) -> str: ...
+
+    def label_of(self, index: int) -> int | None:
+        """A sample's class number, where it has one."""
+        ...
+
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]: ...
 
 
@@ -111,6 +116,7 @@ class Source(Reader, Protocol):
 
     Attributes:
         named: samples have names of their own, relative paths; else they are values of arrays, and shards are those.
+        in_folders: the class of a sample is the first folder of its path.
         single: it is one file, not a folder of them.
         own_names: the names of its files are a data set's own and may be seen; else they tell something and are hidden.
         extras: files of labels, published as `extra_bytes` gives them, under the names that `extra_names` gives from
@@ -120,6 +126,7 @@ class Source(Reader, Protocol):
     kind: str
     root: Path
     named: bool
+    in_folders: bool
     single: bool
     own_names: bool
 
@@ -133,6 +140,10 @@ class Source(Reader, Protocol):
     def survey(self) -> Survey: ...
     def shards(self) -> list[ShardSpec]: ...
 
+    def number_classes(self) -> tuple[str, ...] | None:
+        """Have `label_of` give numbers where classes are names; gives these in order, None where there are none."""
+        ...
+
     def array_shape(self, shard: int) -> tuple[int, ...]:
         """The shape of a shard's array, with its axes in the source's order; () where the samples are named."""
         ...
@@ -145,6 +156,8 @@ class Source(Reader, Protocol):
 class ShardWriter(Protocol):
     """Takes a shard's transformed samples; nothing is visible under a final name before `publish`."""
 
-    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None: ...
+    def write(
+        self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
+    ) -> None: ...
     def publish(self) -> Published: ...
     def abort(self) -> None: ...

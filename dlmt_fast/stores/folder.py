@@ -46,9 +46,14 @@ class FolderImages:
 
     def __init__(self, root: Path, options: Options, stamps: Stamps | Mapping[int, FileStamp]) -> None:
         self.root, self.options, self._by_index = root, options, stamps
+        self._numbers: dict[str, int] | None = None
 
     def path_of(self, index: int) -> str:
         return self._by_index[index].path
+
+    def label_of(self, index: int) -> int | None:
+        """The number of the first folder, once classes are numbered."""
+        return None if self._numbers is None else self._numbers[self.path_of(index).partition("/")[0]]
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """Decode in `workers` threads, in the order of `indices`."""
@@ -69,7 +74,7 @@ class FolderSource(FolderImages):
     """
 
     kind = "folder"
-    named = True
+    named = in_folders = True
     single = own_names = False
 
     def __init__(self, root: Path, options: Options | None = None, shard_size: int = SHARD_SIZE) -> None:
@@ -112,12 +117,24 @@ class FolderSource(FolderImages):
         starts = enumerate(range(0, count, step))
         return [ShardSpec(i, listing_name(i), range(start, min(start + step, count))) for i, start in starts]
 
+    def number_classes(self) -> tuple[str, ...] | None:
+        """Number the first folders in their order; None where a file lies in none."""
+        found = {stamp.path.rpartition("/")[0].partition("/")[0] for stamp in self.stamps()}
+        if "" in found:
+            return None
+        classes = tuple(sorted(found))
+        self._numbers = {name: number for number, name in enumerate(classes)}
+        return classes
+
     def array_shape(self, shard: int) -> tuple[int, ...]:
         return ()
 
     def part(self, samples: range) -> FolderImages:
         """What reads these files alone."""
-        return FolderImages(self.root, self.options, dict(zip(samples, self._stamps.part(samples), strict=True)))
+        stamps = dict(zip(samples, self._stamps.part(samples), strict=True))
+        images = FolderImages(self.root, self.options, stamps)
+        images._numbers = self._numbers
+        return images
 
     def survey(self) -> Survey:
         """The shapes of all images, from their headers; several are read at once, and none is kept."""
@@ -181,7 +198,9 @@ class FolderWriter:
         self._folders: set[Path] = {root}
         self._renamed: list[Path] = []
 
-    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None:
+    def write(
+        self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
+    ) -> None:
         """Encode each image to a temporary beside its final place. `names` are relative, with the right suffix."""
         for name, image in zip(names, images, strict=True):
             if name in self._files:

@@ -196,7 +196,7 @@ class IdxSource:
     """Reads one images file, or every `*-idx3-ubyte[.gz]` of a folder; labels files are listed in `extras`."""
 
     kind = "idx"
-    named = False
+    named = in_folders = False
     own_names = True
 
     def __init__(self, path: Path) -> None:
@@ -213,6 +213,7 @@ class IdxSource:
             raise StoreError(f"{path} holds no images file (*-idx3-ubyte or *-idx3-ubyte.gz)")
         self._stamps = [FileStamp.of(self.root, name) for name in sorted(self.images + self.extras)]
         self.headers = [self._header(name) for name in self.images]
+        self._labels: dict[int, bytes | None] = {}
         self._runs = Runs(self.images, [header.sizes[0] for header in self.headers])
 
     def _header(self, name: str) -> Header:
@@ -259,6 +260,9 @@ class IdxSource:
     def shards(self) -> list[ShardSpec]:
         return self._runs.shards()
 
+    def number_classes(self) -> None:
+        """Labels are numbers."""
+
     def array_shape(self, shard: int) -> tuple[int, ...]:
         """(N, H, W)."""
         return self.headers[shard].sizes
@@ -269,6 +273,19 @@ class IdxSource:
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)
+
+    def label_of(self, index: int) -> int | None:
+        """From `train-labels-idx1-ubyte`, where the images are `train-images-idx3-ubyte`."""
+        shard, first = self._runs.find(index)
+        if shard not in self._labels:
+            name = self.images[shard].replace("images", "labels").replace("idx3", "idx1")
+            self._labels[shard] = self.read_labels(name)[8:] if name in self.extras else None
+        labels = self._labels[shard]
+        if labels is not None and len(labels) != self.headers[shard].sizes[0]:
+            raise StoreError(
+                f"{self.root / self.images[shard]} has {self.headers[shard].sizes[0]} images, and {len(labels)} labels"
+            )
+        return None if labels is None else labels[index - first]
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """One shard's images in slices; `indices` is that shard's range."""

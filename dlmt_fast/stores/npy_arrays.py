@@ -139,7 +139,7 @@ class NpySource:
     """Reads one .npy file of images, or every one of a folder; `labels` are the files beside them, by images file."""
 
     kind = "npy"
-    named = own_names = False
+    named = in_folders = own_names = False
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
@@ -156,6 +156,7 @@ class NpySource:
         self._left_out = sorted(set(names) - {*self.images, *self.labels.values()})
         self._stamps = [FileStamp.of(self.root, name) for name in sorted([*self.images, *self.labels.values()])]
         self.headers = [self._header(name) for name in self.images]
+        self._values: dict[int, NDArray[np.integer[Any]]] = {}
         self._runs = Runs(self.images, [header.shape[0] for header in self.headers])
 
     def _header(self, name: str) -> ArrayHeader:
@@ -202,6 +203,9 @@ class NpySource:
     def shards(self) -> list[ShardSpec]:
         return self._runs.shards()
 
+    def number_classes(self) -> None:
+        """Labels are numbers."""
+
     def array_shape(self, shard: int) -> tuple[int, ...]:
         """(N, H, W), (N, H, W, C) or (N, C, H, W)."""
         return self.headers[shard].shape
@@ -212,6 +216,17 @@ class NpySource:
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)
+
+    def label_of(self, index: int) -> int | None:
+        """From the labels beside the images."""
+        shard, first = self._runs.find(index)
+        name = self.images[shard]
+        if name not in self.labels:
+            return None
+        if shard not in self._values:
+            self._check_unchanged(self.labels[name])
+            self._values[shard] = read_labels(self.root / self.labels[name], self.headers[shard].shape[0])
+        return int(self._values[shard][index - first])
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """A run of one shard's images, in slices."""
@@ -245,6 +260,8 @@ class NpyWriter(SlicedWriter):
             root, store_id, shard, name, encode_header(values, shape), values, shape[0], header.item_bytes, ops
         )
 
-    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None:
+    def write(
+        self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
+    ) -> None:
         """Values (n, C, H, W) at `positions`, a run of consecutive places within the shard."""
         super().write(positions, names, images.transpose(0, 2, 3, 1) if self._layout == "NHWC" else images)

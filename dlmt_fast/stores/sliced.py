@@ -46,7 +46,9 @@ class SlicedWriter:
             self.abort()
             raise
 
-    def write(self, positions: Sequence[int], names: Sequence[str], images: Array) -> None:
+    def write(
+        self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
+    ) -> None:
         """Values at `positions`, a run of consecutive places within the shard; they lie in the file as in `images`."""
         values = np.ascontiguousarray(images.astype(self._dtype, copy=False))
         self._write_at(self._data_start + positions[0] * self._item_bytes, values.data.cast("B"))

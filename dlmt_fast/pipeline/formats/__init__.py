@@ -8,17 +8,19 @@ To add a kind: a file in `stores/` with its source, writer and reader; a module 
 
 from __future__ import annotations
 
-from .contract import Place, StoredBatch, StoredFormat, StoredShard
+from .contract import Contents, Place, StoredBatch, StoredFormat, StoredShard
 from .folder import FolderFormat
 from .idx import IdxFormat
 from .npy import NpyFormat
+from .webdataset import WebdatasetFormat
 
-__all__ = ["KINDS", "Place", "StoredBatch", "StoredFormat", "StoredShard", "format_of"]
+__all__ = ["KINDS", "Contents", "Place", "StoredBatch", "StoredFormat", "StoredShard", "format_of"]
 
 _FORMATS: dict[str, StoredFormat] = {
     "folder": FolderFormat(),
     "idx": IdxFormat(),
     "npy": NpyFormat(),
+    "webdataset": WebdatasetFormat(),
 }
 KINDS = tuple(_FORMATS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,13 +23,30 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Contents:
+    """What a shard will hold.
+
+    Attributes:
+        array: the shape of all its images as one array, in the order of axes of the source; () where that has none.
+        labelled: each image comes with a class number.
+        classes: the names of these numbers, where they have names that may be seen.
+    """
+
+    dtype: str
+    array: tuple[int, ...] = ()
+    labelled: bool = False
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class StoredBatch:
-    """Stored images (N, C, H, W) of one shape, the place of the first in the shard, and their names ("" where a kind
-    keeps none)."""
+    """Stored images (N, C, H, W) of one shape, the place of the first in the shard, their names ("" where a kind keeps
+    none), and their class numbers where they lie with the images."""
 
     position: int
     names: list[str]
     images: Array
+    labels: Sequence[int] | None = None
 
 
 class StoredShard(Protocol):
@@ -55,11 +72,15 @@ class StoredFormat(Protocol):
         kind: its name in manifests and for `--to`.
         named: samples have names, and lie in a shard in the order of these; else they have none and keep the order of
             the source.
+        folders: the class of a sample is the folder that it lies in.
+        labelled: class numbers lie with the images.
         one_file: a shard is one file; else a file a sample and a file that stands for the shard.
     """
 
     kind: str
     named: bool
+    folders: bool
+    labelled: bool
     one_file: bool
 
     def check(self, dtype: str) -> None:
@@ -74,6 +95,14 @@ class StoredFormat(Protocol):
         """What the name of a sample ends with in the store; "" where samples have none."""
         ...
 
+    def holds(self, name: str) -> bool:
+        """Whether a sample can have this name, and no file of the store's own has it."""
+        ...
+
+    def plain_name(self, original: str) -> str:
+        """What a decrypted image is called; `original` is its path in the source, with .png."""
+        ...
+
     def shard_name(self, shard: ShardSpec, base: str) -> str:
         """The published file of a shard; `base` is what it is called in the source, hidden where names are."""
         ...
@@ -82,9 +111,8 @@ class StoredFormat(Protocol):
         """The file beside a shard that holds its labels, where its name follows from the shard's."""
         ...
 
-    def writer(self, place: Place, shard: ShardSpec, dtype: str, shape: tuple[int, ...]) -> ShardWriter:
-        """What writes a shard under its published name; `shape` is that of all its images as one array, in the order
-        of axes of the source."""
+    def writer(self, place: Place, shard: ShardSpec, contents: Contents) -> ShardWriter:
+        """What writes a shard under its published name."""
         ...
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> StoredShard:
@@ -113,9 +141,15 @@ class StoredFormat(Protocol):
 
 
 class OneFile:
-    """The answers of kinds whose shards are one file each."""
+    """The answers of kinds whose shards are one file each, and whose samples have no names unless they say so."""
 
     one_file = True
+
+    def holds(self, name: str) -> bool:
+        return not name
+
+    def plain_name(self, original: str) -> str:
+        return original
 
     def files(self, root: Path, shard: Published) -> set[str]:
         return {shard.name}

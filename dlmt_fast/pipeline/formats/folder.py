@@ -13,17 +13,18 @@ import PIL.Image
 from ...errors import StoreDamagedError
 from ...stores.contract import Array, Published, ShardSpec, ShardWriter
 from ...stores.folder import FolderWriter
-from ...stores.listing import Listed, listing_name, read_listed, read_listing
+from ...stores.listing import Listed, can_be_listed, listing_name, read_listed, read_listing
 from ...stores.manifest import Manifest
 from ...stores.npy import decode_npy
-from .contract import Place, StoredBatch, check_shape, published_digest, size_of
+from .contract import Contents, Place, StoredBatch, check_shape, published_digest, size_of
 
 
 class FolderFormat:
     """See `contract.StoredFormat`."""
 
     kind = "folder"
-    named = True
+    named = folders = True
+    labelled = False
     one_file = False
 
     def check(self, dtype: str) -> None:
@@ -35,10 +36,16 @@ class FolderFormat:
     def shard_name(self, shard: ShardSpec, base: str) -> str:
         return listing_name(shard.index)
 
+    def holds(self, name: str) -> bool:
+        return can_be_listed(name)
+
+    def plain_name(self, original: str) -> str:
+        return original.replace("//", "/")
+
     def labels_name(self, shard: str) -> str | None:
         return None
 
-    def writer(self, place: Place, shard: ShardSpec, dtype: str, shape: tuple[int, ...]) -> ShardWriter:
+    def writer(self, place: Place, shard: ShardSpec, contents: Contents) -> ShardWriter:
         return FolderWriter(place.root, place.store_id, shard.index, place.ops)
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> FolderShard:

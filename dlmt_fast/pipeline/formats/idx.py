@@ -11,7 +11,7 @@ from ...errors import ParameterError, StoreDamagedError
 from ...stores import idx
 from ...stores.contract import Published, ShardSpec, ShardWriter
 from ...stores.manifest import Manifest
-from .contract import OneFile, Place, StoredBatch, check_published, check_shape
+from .contract import Contents, OneFile, Place, StoredBatch, check_published, check_shape
 
 _DTYPES = ("uint8", "int32", "float32")
 _PLAIN_GZIP_LEVEL = 6  # decrypted images do shrink, and are the owner's
@@ -21,7 +21,7 @@ class IdxFormat(OneFile):
     """See `contract.StoredFormat`."""
 
     kind = "idx"
-    named = False
+    named = folders = labelled = False
 
     def check(self, dtype: str) -> None:
         if dtype not in _DTYPES:
@@ -36,8 +36,10 @@ class IdxFormat(OneFile):
     def labels_name(self, shard: str) -> str | None:
         return None
 
-    def writer(self, place: Place, shard: ShardSpec, dtype: str, shape: tuple[int, ...]) -> ShardWriter:
-        return idx.IdxWriter(place.root, place.store_id, shard.index, shard.name, dtype, shape, place.ops)
+    def writer(self, place: Place, shard: ShardSpec, contents: Contents) -> ShardWriter:
+        return idx.IdxWriter(
+            place.root, place.store_id, shard.index, shard.name, contents.dtype, contents.array, place.ops
+        )
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> IdxShard:
         return IdxShard(root, shard, manifest)

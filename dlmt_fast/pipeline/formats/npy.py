@@ -12,14 +12,14 @@ from ...stores import npy_arrays
 from ...stores.axes import image_shape
 from ...stores.contract import Published, ShardSpec, ShardWriter
 from ...stores.manifest import Manifest
-from .contract import OneFile, Place, StoredBatch, check_published, check_shape
+from .contract import Contents, OneFile, Place, StoredBatch, check_published, check_shape
 
 
 class NpyFormat(OneFile):
     """See `contract.StoredFormat`."""
 
     kind = "npy"
-    named = False
+    named = folders = labelled = False
 
     def check(self, dtype: str) -> None:
         """A .npy file holds any dtype."""
@@ -33,8 +33,11 @@ class NpyFormat(OneFile):
     def labels_name(self, shard: str) -> str | None:
         return npy_arrays.labels_name(shard)
 
-    def writer(self, place: Place, shard: ShardSpec, dtype: str, shape: tuple[int, ...]) -> ShardWriter:
-        return npy_arrays.NpyWriter(place.root, place.store_id, shard.index, shard.name, dtype, shape, place.ops)
+    def writer(self, place: Place, shard: ShardSpec, contents: Contents) -> ShardWriter:
+        shape = contents.array
+        return npy_arrays.NpyWriter(
+            place.root, place.store_id, shard.index, shard.name, contents.dtype, shape, place.ops
+        )
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> NpyShard:
         return NpyShard(root, shard, manifest)
