@@ -263,8 +263,10 @@ def _from_pickle(data: bytes, layout: Layout, where: str) -> Part:
         raise StoreDamagedError(f"{where} is not a file of CIFAR: it has no array of N x {_PIXELS} bytes as data")
     for kind, values in labels.items():
         whole = isinstance(values, list) and all(type(value) is int and 0 <= value <= 255 for value in values)
-        if not whole or len(values or ()) != len(images):
-            raise StoreDamagedError(f"{where} is not a file of CIFAR: it has no {len(images)} numbers as {kind}")
+        if not whole:
+            raise StoreDamagedError(f"{where} is not a file of CIFAR: its {kind} are no list of small numbers")
+        if len(values or ()) != len(images):
+            raise StoreDamagedError(f"{where} is damaged: {len(values or ())} {kind} beside {len(images)} images")
     return Part(
         np.ascontiguousarray(images).reshape(-1, *_SHAPE),
         {kind: np.array(values, np.uint8) for kind, values in labels.items()},

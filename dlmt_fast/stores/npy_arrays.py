@@ -129,7 +129,8 @@ def read_labels(path: Path, count: int) -> NDArray[np.integer[Any]]:
     header = read_array_header(path)
     if header.dtype.kind not in "iu" or header.shape != (count,):
         raise StoreError(
-            f"{path} holds {header.dtype} of shape {header.shape}; labels are {count} integers, shape ({count},)"
+            f"{path} holds {header.dtype} of shape {header.shape} beside {count} images; labels are {count} integers, "
+            f"shape ({count},)"
         )
     return np.fromfile(path, header.dtype, offset=header.data_start)
 
