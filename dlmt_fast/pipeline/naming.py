@@ -56,16 +56,17 @@ class OutputNames:
     ) -> None:
         self._source, self._form, self._seal, self._never_written = source, form, seal, never_written
         self._named, self._keep, self._suffix = form.named, options.names == "keep", form.suffix(dtype)
-        paths = (stamp.path for stamp in source.stamps() if self._named)
+        paths = (stamp.path for stamp in source.stamps() if self._named and source.in_folders)
         self._namer = Namer(seal, self._keep, options.classes == "index", paths, self._suffix)
         if self._named:
             self._refuse_the_same()
 
     def of(self, shard: ShardSpec) -> dict[int, str]:
-        """Each sample's output name by index, in writing order."""
+        """Each sample's output name by index, in writing order: that of names, and of arrays their own."""
         if not self._named:
             return dict.fromkeys(shard.samples, "")
-        return dict(sorted(((index, self._name(index)) for index in shard.samples), key=lambda item: item[1]))
+        named = ((index, self._name(index)) for index in shard.samples)
+        return dict(sorted(named, key=lambda item: item[1]) if self._source.named else named)
 
     def _name(self, index: int) -> str:
         path = self._source.path_of(index)
@@ -79,7 +80,7 @@ class OutputNames:
 
     def _refuse_the_same(self) -> None:
         """Names are compared by short digests first, so that a large store needs 8 bytes a file."""
-        count = len(self._source.stamps())
+        count = sum(len(shard.samples) for shard in self._source.shards())
         suspects = repeated(self._checked(range(count)))
         named: dict[str, int] = {}
         for index in range(count) if suspects else ():

@@ -55,7 +55,9 @@ class PlannedJob:
         return self.seal.store_id
 
     def labels(self) -> Iterator[tuple[str, str]]:
-        """(name in the source, name in the target) of the labels files."""
+        """(name in the source, name in the target) of the labels files that go beside the shards."""
+        if self.form.labelled:
+            return iter(())
         return self.source.extra_names([shard.name for shard in self.shards])
 
     @property
@@ -87,7 +89,9 @@ class PlannedJob:
 
     def _contents(self, shard: ShardSpec, reader: Reader) -> Contents:
         labelled = self.form.labelled and len(shard.samples) > 0 and reader.label_of(shard.samples.start) is not None
-        return Contents(self.dtype, self.source.array_shape(shard.index), labelled, self.classes)
+        shown = self.classes if self.options.classes == "keep" else None
+        array = self.source.array_shape(shard.index)
+        return Contents(self.dtype, array, labelled, shown, self.options.names == "keep")
 
 
 def plan_job(
@@ -108,7 +112,7 @@ def plan_job(
     survey = source.survey()
     shape = settle_shape(survey, options)
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
-    record = job_record(source, scheme, options, form.kind)
+    record = job_record(source, scheme, options, form.kind, form.libraries)
     seal = StoreSeal(key, store_id_of(key, record))
     if options.resume:
         target.admit(seal.store_id, lambda other: _what_differs(OwnerFolder(owner_folder(other), seal), record))
