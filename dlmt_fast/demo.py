@@ -100,7 +100,7 @@ def _photographs(folder: Path | None) -> NDArray[np.uint8]:
         return np.stack([decode(data / name, channels=3, size=_SIZE) for name in _PHOTOGRAPHS])
     source = FolderSource(folder, Options(channels=3, size=_SIZE))
     found = []
-    for item in source.read(range(len(source.stamps())), workers=2):
+    for item in source.read(range(len(source)), workers=2):
         if isinstance(item, Refused):
             raise StoreError(f"{folder / item.path}: {item.reason}")
         found.append(item.images)
@@ -143,7 +143,7 @@ def _owner(key_path: Path) -> Callable[[str], Path]:
 
 def _store_error(photographs: NDArray[np.uint8], folder: Path) -> int:
     source = FolderSource(folder)
-    back = np.concatenate([b.images for b in source.read(range(len(source.stamps())), 1) if not isinstance(b, Refused)])
+    back = np.concatenate([b.images for b in source.read(range(len(source)), 1) if not isinstance(b, Refused)])
     return _largest_error(photographs, back)
 
 

@@ -191,6 +191,17 @@ def test_truncated_archives(tmp_path: Path) -> None:
             CifarSource(path)
 
 
+@pytest.mark.parametrize("labels", [[3], [3] * 3, ["3", "4"], None])
+def test_other_labels_than_images(labels: list[Any] | None, tmp_path: Path) -> None:
+    made(tmp_path / "x", "10-py")
+    two = np.zeros((2, 3072), np.uint8)
+    (tmp_path / "x" / "data_batch_3").write_bytes(pickle.dumps({"data": two, "labels": labels}, protocol=2))
+    counted = labels is not None and isinstance(labels[0], int)
+    want = f"{len(labels or ())} labels beside 2 images" if counted else "its labels are no list of small numbers"
+    with pytest.raises(StoreDamagedError, match=want):
+        CifarSource(tmp_path / "x")
+
+
 def test_labels_beyond_the_classes(tmp_path: Path) -> None:
     made(tmp_path / "x", "10-bin")
     path = tmp_path / "x" / "test_batch.bin"

@@ -232,7 +232,9 @@ class Store:
         encrypt_store(source, root / "store", self.key, SCHEME, self.owner, options)
         shutil.rmtree(source)
         self.files = sorted(
-            path for path in root.rglob("*") if path.is_file() and path.name not in ("lock", "job.json")
+            path
+            for path in root.rglob("*")
+            if path.is_file() and path.name != "job.json" and path.parent.name != "locks"
         )
         self.content = {path: path.read_bytes() for path in self.files}
 
@@ -246,7 +248,9 @@ class Store:
     def check_clean(self) -> None:
         assert not self.target.exists()
         assert {
-            path for path in self.root.rglob("*") if path.is_file() and path.name not in ("lock", "job.json")
+            path
+            for path in self.root.rglob("*")
+            if path.is_file() and path.name != "job.json" and path.parent.name != "locks"
         } == set(self.files)
 
 

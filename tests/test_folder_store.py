@@ -107,7 +107,7 @@ def test_unknown_suffixes_are_refused_by_name(tmp_path: Path) -> None:
     photo(tmp_path / "a.png"), photo(tmp_path / "b.gif"), photo(tmp_path / "README")
     source = FolderSource(tmp_path)
     survey = source.survey()
-    assert survey.shapes == {(3, 4, 5): ["a.png"]}
+    assert survey.shapes == {(3, 4, 5): (1, "a.png")}
     assert [(item.index, item.path) for item in survey.refused] == [(0, "README"), (2, "b.gif")]
     found = list(source.read(range(3), 2))
     assert [type(item) for item in found] == [Refused, Refused, Batch]

@@ -90,19 +90,8 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.schemes": {"plan", "matrices", "precision"},
     "dlmt_fast.backends": {"contract", "built"},
     "dlmt_fast.stores": {
-        "contract",
-        "publish",
-        "manifest",
-        "decode",
-        "batching",
-        "png",
-        "npy",
-        "gzipped",
-        "runs",
-        "sliced",
-        "streamed",
-        "listing",
-        "axes",
+        *("contract", "publish", "manifest", "decode", "batching", "png", "npy", "gzipped", "runs", "sliced"),
+        *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk"),
     },
 }
 PRIVATE: dict[str, set[str]] = {

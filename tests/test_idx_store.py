@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import gzip
 import itertools
 import os
@@ -64,7 +65,7 @@ def test_plain_and_gzip_are_told_by_content(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(data)
         assert looks_like_idx(tmp_path / name)
         source = IdxSource(tmp_path / name)
-        assert source.survey().shapes == {(1, 4, 5): [name]}
+        assert source.survey().shapes == {(1, 4, 5): (7, name)}
         found = read_all(source)
         assert list(found) == list(range(7))
         assert all(np.array_equal(found[i][0], values[i]) for i in range(7))
@@ -226,6 +227,20 @@ def test_no_source(tmp_path: Path) -> None:
 # labels
 
 
+@pytest.mark.parametrize("ending", ["", ".gz"])
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_another_number_of_labels_than_of_images(count: int, ending: str, tmp_path: Path) -> None:
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx(images(3)))
+    (tmp_path / "t10k-images.idx3-ubyte").write_bytes(idx(images(count)))
+    labels = idx(np.zeros(count, np.uint8))
+    for name in ("t10k-labels", "other"):  # the first fits its images, the second has none
+        (tmp_path / f"{name}-idx1-ubyte{ending}").write_bytes(gzip.compress(labels) if ending else labels)
+    assert sum(count for count, _ in IdxSource(tmp_path).survey().shapes.values()) == 3 + count
+    (tmp_path / f"train-labels-idx1-ubyte{ending}").write_bytes(gzip.compress(labels) if ending else labels)
+    with pytest.raises(StoreDamagedError, match=f"holds {count} labels, and train-images-idx3-ubyte 3 images"):
+        IdxSource(tmp_path).survey()
+
+
 def test_labels_read_back_from_both_forms(tmp_path: Path) -> None:
     data = idx(np.arange(200, dtype=np.uint8))
     path = tmp_path / "x"
@@ -347,6 +362,7 @@ class Faults(FileOps):
 
 
 def open_descriptors() -> int:
+    gc.collect()  # what earlier tests left open in reference cycles
     return len(os.listdir("/proc/self/fd"))
 
 

@@ -284,7 +284,7 @@ def test_labels_that_do_not_fit(labels: np.ndarray[Any, Any], place: Place) -> N
     place.source = place.root / "a.npy"
     np.save(place.source, pixels(4, 5, 6))
     np.save(place.root / "a-labels.npy", labels)
-    with pytest.raises(StoreError, match="labels are 4 integers"):
+    with pytest.raises(StoreError, match="beside 4 images; labels are 4 integers"):
         place.encrypt()
     assert not place.store.exists()
 

@@ -520,9 +520,9 @@ def test_only_the_owner_reads_the_owners_folder(photos: Place) -> None:
     finally:
         os.umask(before)
     assert stat.S_IMODE(photos.owners.stat().st_mode) == 0o700
-    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in photos.owners.iterdir()}
-    names = {"job.json", "journal-00000.json", "ledger-00000.bin", "quarantine-00000.json", "lock"}
-    assert found == dict.fromkeys(names, 0o600)
+    found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in photos.owners.rglob("*")}
+    names = {"job.json", "journal-00000.json", "ledger-00000.bin", "quarantine-00000.json", "gate", "1-of-1"}
+    assert found == dict.fromkeys(names, 0o600) | {"locks": 0o700}
 
 
 @pytest.mark.parametrize("via", ["plain", "link to target", "link in target", "target itself", "dots"])
@@ -563,7 +563,7 @@ def test_a_second_process_on_the_same_job_is_refused(photos: Place) -> None:
             "-c",
             "import fcntl, os, sys\nd = os.open(sys.argv[1], os.O_RDWR)\nfcntl.flock(d, fcntl.LOCK_EX)\n"
             "os.ftruncate(d, 0)\nos.pwrite(d, b'host there, pid 7', 0)\nprint(flush=True)\nsys.stdin.read()",
-            str(photos.owner(store_id) / "lock"),
+            str(photos.owner(store_id) / "locks" / "1-of-1"),
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

@@ -50,7 +50,7 @@ class Disk(FileOps):
     def _as_it_is(self, path: Path) -> Node:
         if not path.is_dir():
             return Node(False, path.read_bytes())
-        names = {child.name: self._as_it_is(child) for child in path.iterdir() if child.name != "lock"}
+        names = {child.name: self._as_it_is(child) for child in path.iterdir() if child.name != "locks"}
         return Node(True, names=dict(names), now=names)
 
     def _node(self, path: Path) -> Node:
@@ -146,7 +146,7 @@ class Place:
     def found(self) -> dict[str, bytes]:
         """Every file. Those with fresh nonces (manifest, ledgers) by name alone; `verify` opens them."""
         sealed = ("dlmt-store.json", ".bin")
-        paths = [path for path in self.disk.rglob("*") if path.is_file() and path.name != "lock"]
+        paths = [path for path in self.disk.rglob("*") if path.is_file() and path.parent.name != "locks"]
         return {str(path): b"" if path.name.endswith(sealed) else path.read_bytes() for path in paths}
 
 

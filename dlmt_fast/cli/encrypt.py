@@ -44,6 +44,9 @@ def encrypt(
     shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this job where it stopped.")] = False,
     check: Annotated[bool, typer.Option("--check", help="With --resume: compare digests too.")] = False,
+    shard: Annotated[
+        str, typer.Option(metavar="I/N", help="Do the I-th of N slices; others do the rest, at the same time or not.")
+    ] = "1/1",
     from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC, where that does not tell.")] = None,
     to_kind: Annotated[str | None, typer.Option("--to", help="The kind of DST [default: that of SRC].")] = None,
     owner: Owner = None,
@@ -52,7 +55,7 @@ def encrypt(
     as_json: Json = False,
 ) -> None:
     """Transform every image of SRC with the key into a new store DST."""
-    from ..pipeline import JobOptions, encrypt_store
+    from ..pipeline import JobOptions, Slice, encrypt_store
 
     key = load_key(key_path, passphrase_file)
     scheme, folder = scheme_of(key, key_path), owner_of(key_path, owner)
@@ -74,6 +77,7 @@ def encrypt(
         resume=resume,
         check=check,
         workers=cpus() if workers is None else workers,
+        slice=Slice.parse(shard),
     )
     if normalize.startswith("minmax"):
         console().print(f"{normalize}: decrypting will need the owner's folder besides the key.", highlight=False)

@@ -3,7 +3,8 @@
 from .decrypt import decrypt_store
 from .encrypt import encrypt_store
 from .options import JobOptions
+from .slices import Slice
 from .summary import Summary
 from .verify import verify_store
 
-__all__ = ["JobOptions", "Summary", "decrypt_store", "encrypt_store", "verify_store"]
+__all__ = ["JobOptions", "Slice", "Summary", "decrypt_store", "encrypt_store", "verify_store"]

@@ -13,10 +13,10 @@ from ..errors import StoreDamagedError, StoreError
 from ..functional import decrypt
 from ..keys import Key
 from ..stores.contract import Published
+from ..stores.digests import digest64, repeated
 from ..stores.publish import publish_bytes
 from .formats import Place, StoredBatch
 from .formats.contract import check_published
-from .naming import digest64, repeated
 from .owner import OwnerFolder
 from .stored import StoredImages
 from .summary import Advance, Progress, Summary, counter, no_progress

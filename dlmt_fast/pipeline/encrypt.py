@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -12,12 +13,14 @@ from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Published, ShardSpec
 from ..stores.manifest import Manifest
-from ..stores.publish import OS, FileOps, publish_bytes
+from ..stores.publish import OS, FileOps, publish_bytes, remove_leftovers
 from .finished import finished
 from .job import header
+from .locks import JobLocks
 from .options import JobOptions
 from .planned import PlannedJob, plan_job
 from .processes import run_here, run_in_processes
+from .slices import Slice
 from .summary import Progress, Summary, counter, no_progress
 from .worker import JobContext, ShardResult, Task
 
@@ -65,9 +68,12 @@ def encrypt_store(
         source_path, target_path, key, scheme, owner_folder, options, source_kind, target_named, ops
     )  # fmt: skip
     summary = Summary("encrypt", str(source_path), str(target_path), job.store_id, kind=job.kind, dtype=job.dtype)
+    if options.slice.number > len(job.shards):
+        summary.notes.append(f"slice {options.slice} has nothing to do: the job has {len(job.shards)} shards")
+        return summary
     job.owner.prepare(job.target.path)
-    with job.owner.locked() as lock:
-        run = _Run(job, ops, lock)
+    with JobLocks(job.owner.root, options.slice) as locks:
+        run = _Run(job, ops, locks)
         run.start(summary)
         try:
             run.work(progress)
@@ -81,41 +87,50 @@ def encrypt_store(
 
 
 class _Run:
-    """A job that holds its lock: begun or taken up, worked on, then finished or stopped."""
+    """A job, or a slice of one: begun or taken up, worked on, then finished or stopped.
 
-    def __init__(self, job: PlannedJob, ops: FileOps, lock: int) -> None:
-        self._job, self._ops, self._lock = job, ops, lock
+    What several slices share (record, marker, labels, manifest) is written inside the gate of their locks, else each
+    touches its own shards alone.
+    """
+
+    def __init__(self, job: PlannedJob, ops: FileOps, locks: JobLocks) -> None:
+        self._job, self._ops, self._locks = job, ops, locks
+        self._slice = job.options.slice
+        self._shards = [shard for shard in job.shards if shard.index in self._slice]
         self._results: dict[int, ShardResult] = {}
         self._begun: dict[int, Task] = {}
 
     def start(self, summary: Summary) -> None:
-        """Begin the target, or take up what a stopped attempt left there."""
+        """Begin the target, or take up what a stopped attempt or another slice left there."""
         job, target, owner = self._job, self._job.target, self._job.owner
-        owner.write_record(job.record)
-        if not target.resumed:
-            self._begin()
-            return
-        target.go_on(job.store_id, owner.read_replaced())
-        for shard in job.shards:
-            result = finished(target.root, job.form, shard, job.store_id, owner, job.options.check)
-            if result is not None:
-                self._results[shard.index] = result
+        with self._locks.gate():
+            self._locks.take()
+            owner.sweep(self._slice)
+            if not self._slice.whole:
+                job.admit()
+            owner.write_record(job.record)
+            if not target.resumed:
+                self._begin()
+                return
+            target.go_on(job.store_id, owner.read_replaced())
+        target.sweep(job.store_id, self._slice)
+        self._look_for(self._shards, job.options.check)
         if self._results:
-            summary.notes.append(f"resumed: {len(self._results)} of {len(job.shards)} shards were done already")
+            summary.notes.append(f"resumed: {len(self._results)} of {self._counted()} were done already")
 
     def work(self, progress: Progress) -> None:
         """Do the shards that do not count yet."""
         job = self._job
-        todo = [shard for shard in job.shards if shard.index not in self._results]
-        advance = counter(progress, sum(len(shard.samples) for shard in job.shards))
-        advance(sum(len(shard.samples) for shard in job.shards if shard.index in self._results))
+        todo = [shard for shard in self._shards if shard.index not in self._results]
+        advance = counter(progress, sum(len(shard.samples) for shard in self._shards))
+        advance(sum(len(shard.samples) for shard in self._shards if shard.index in self._results))
         if todo and job.target.resumed:
             job.target.unfinish()
         # Reading and writing whole arrays takes less time than starting processes.
         processes = min(job.options.workers, len(todo)) if job.source.named or job.form.named else 1
         context, tasks = self._context(processes), self._tasks(todo)
         with closing(
-            run_in_processes(context, tasks, processes, advance, self._lock)
+            run_in_processes(context, tasks, processes, advance, self._locks.descriptor)
             if processes > 1
             else run_here(context, tasks, advance)
         ) as done:
@@ -124,20 +139,53 @@ class _Run:
                 del self._begun[task.shard.index]
 
     def finish(self, summary: Summary) -> None:
-        """Publish labels and manifest, and remove what only the replaced store had."""
-        job, target = self._job, self._job.target
-        extras = self._copy_labels()
-        for shard in job.shards:
+        """Publish labels and manifest where all shards are done and no other slice runs, which would do it itself.
+
+        Slices come through the gate one by one, and give their lock up inside it: so the last finds no other.
+        """
+        for shard in self._shards:
             result = self._results[shard.index]
             summary.add(len(shard.samples), result.published, result.refused)
-            if target.old:
-                target.keep(job.form.files(target.root, result.published))
-        target.keep(extra.name for extra in extras)
+        with self._locks.gate():
+            left, words = self._left()
+            if words:
+                self._job.target.unfinish()
+                summary.shards_left = left
+                summary.notes.append(f"slice {self._slice} is done; {words}")
+                self._locks.release()
+            else:
+                self._publish()
+        if not (words or self._slice.whole):
+            summary.notes.append(f"slice {self._slice} was the last: the store is finished")
+
+    def _left(self) -> tuple[int, str]:
+        """(how many shards of other slices are to be done, which slices and why the store waits for them)."""
+        job, running = self._job, self._locks.others()
+        others = [shard for shard in job.shards if shard.index not in self._slice]
+        missing = [shard for shard in others if not job.owner.has_journal(shard.index)]
+        if not (missing or running):
+            self._look_for(others, False)
+            missing = [shard for shard in others if shard.index not in self._results]
+        counts = Counter(shard.index % self._slice.of + 1 for shard in missing)
+        words = []
+        for number in sorted({*counts, *(part.number for part in running)}):
+            holder = running.get(Slice(number, self._slice.of))
+            words.append(f"{counts[number]} of slice {number} ({holder or 'which does not run'})")
+        return len(missing), f"{len(missing)} shards are left: {', '.join(words)}" if words else ""
+
+    def _publish(self) -> None:
+        """Labels and manifest, without what only the replaced store had."""
+        job, target = self._job, self._job.target
+        remove_leftovers({target.root, job.owner.root}, job.store_id, self._ops)
+        extras = self._copy_labels()
         published = tuple(self._results[shard.index].published for shard in job.shards)
+        if target.old:
+            for shard in published:
+                target.keep(job.form.files(target.root, shard))
+        target.keep(extra.name for extra in extras)
         sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape))
-        manifest = Manifest(
-            job.kind, job.store_id, job.dtype, job.shape, summary.outputs, published, tuple(extras), sealed
-        )
+        count = sum(shard.count for shard in published)
+        manifest = Manifest(job.kind, job.store_id, job.dtype, job.shape, count, published, tuple(extras), sealed)
         target.finish(manifest, job.store_id)
         job.owner.forget_replaced()
 
@@ -149,11 +197,25 @@ class _Run:
                 target.discard(job.files_of(task.shard))
             else:
                 results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
-        if target.stop(job.store_id, bool(results)):
+        with self._locks.gate():
+            resumable = target.stop(job.store_id, bool(results) or not self._slice.whole, self._slice)
+        if resumable:
+            done = sum(shard.index in results for shard in self._shards)
             tell(
-                f"{len(results)} of {len(job.shards)} shards are done and stay, nothing half-written does; "
+                f"{done} of {self._counted()} are done and stay, nothing half-written does; "
                 "the same command with --resume goes on"
             )
+
+    def _look_for(self, shards: list[ShardSpec], check: bool) -> None:
+        """Enter the results of those that count."""
+        job = self._job
+        for shard in shards:
+            result = finished(job.target.root, job.form, shard, job.store_id, job.owner, check)
+            if result is not None:
+                self._results[shard.index] = result
+
+    def _counted(self) -> str:
+        return f"{len(self._shards)} shards" + ("" if self._slice.whole else f" of slice {self._slice}")
 
     def _begin(self) -> None:
         target, owner = self._job.target, self._job.owner

@@ -29,13 +29,13 @@ def job_record(
     source: Source, scheme: DLMT, options: JobOptions, target_kind: str, libraries: Sequence[str] = ()
 ) -> dict[str, Any]:
     """The record whose keyed digest is the store's id; `libraries` write the target's files."""
-    stamps = source.stamps()
-    digest = hashlib.sha256()
-    for stamp in stamps:
+    files, digest = 0, hashlib.sha256()
+    for stamp in source.stamps():
         digest.update(canonical_json([stamp.path, stamp.size, stamp.mtime_ns]) + b"\n")
+        files += 1
     return {
         "contract": CONTRACT,
-        "source": {"kind": source.kind, "files": len(stamps), "sha256": digest.hexdigest()},
+        "source": {"kind": source.kind, "files": files, "sha256": digest.hexdigest()},
         "shards": [[shard.samples.start, shard.samples.stop] for shard in source.shards()],
         "target": target_kind,
         "scheme": scheme.params,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
 from ..errors import StoreError
-from ..stores.contract import ShardSpec, Source
+from ..stores.contract import Reader, ShardSpec, Source
+from ..stores.digests import digest64, repeated
 from .formats import StoredFormat
 from .options import JobOptions
 from .seal import StoreSeal
@@ -21,15 +19,18 @@ class Namer:
     """
 
     def __init__(self, seal: StoreSeal, keep: bool, numbered: bool, paths: Iterable[str], suffix: str) -> None:
-        classes = sorted({path.partition("/")[0] for path in paths if "/" in path})
-        width = len(str(max(0, len(classes) - 1)))
-        self._classes = {name: f"{i:0{width}d}" if numbered else name for i, name in enumerate(classes)}
+        self._classes: dict[str, str] | None = None
+        if numbered:
+            classes = sorted({path.partition("/")[0] for path in paths if "/" in path})
+            width = len(str(max(0, len(classes) - 1)))
+            self._classes = {name: f"{i:0{width}d}" for i, name in enumerate(classes)}
         self._seal, self._keep, self._suffix = seal, keep, suffix
 
     def name(self, path: str) -> str:
         """The output name of a source path."""
         first, slash, rest = path.partition("/")
-        prefix = f"{self._classes[first]}/" if slash else ""
+        shown = first if self._classes is None or not slash else self._classes[first]
+        prefix = shown + slash if slash else ""
         if not self._keep:
             return prefix + self._seal.name(path) + self._suffix
         return prefix + (rest if slash else path).rpartition(".")[0] + self._suffix
@@ -56,7 +57,7 @@ class OutputNames:
     ) -> None:
         self._source, self._form, self._seal, self._never_written = source, form, seal, never_written
         self._named, self._keep, self._suffix = form.named, options.names == "keep", form.suffix(dtype)
-        paths = (stamp.path for stamp in source.stamps() if self._named and source.in_folders)
+        paths = (part.path_of(index) for index, part in self._samples() if source.in_folders)
         self._namer = Namer(seal, self._keep, options.classes == "index", paths, self._suffix)
         if self._named:
             self._refuse_the_same()
@@ -65,44 +66,39 @@ class OutputNames:
         """Each sample's output name by index, in writing order: that of names, and of arrays their own."""
         if not self._named:
             return dict.fromkeys(shard.samples, "")
-        named = ((index, self._name(index)) for index in shard.samples)
+        part = self._source.part(shard.samples)
+        named = ((index, self._name(index, part)) for index in shard.samples)
         return dict(sorted(named, key=lambda item: item[1]) if self._source.named else named)
 
-    def _name(self, index: int) -> str:
-        path = self._source.path_of(index)
+    def _samples(self) -> Iterator[tuple[int, Reader]]:
+        """Every sample, a shard at a time, with what knows its path."""
+        for shard in self._source.shards() if self._named else ():
+            part = self._source.part(shard.samples)
+            yield from ((index, part) for index in shard.samples)
+
+    def _name(self, index: int, part: Reader) -> str:
+        path = part.path_of(index)
         if index in self._never_written:
             return self._seal.name(path)
         if self._source.in_folders and (self._form.folders or self._keep):
             return self._namer.name(path)
-        label = self._source.label_of(index) if self._form.folders else None
+        label = part.label_of(index) if self._form.folders else None
         hidden = path.rpartition("//")[2].rpartition(".")[0] if self._keep else self._seal.name(path)
         return ("" if label is None else f"{label}/") + hidden + self._suffix
 
     def _refuse_the_same(self) -> None:
-        """Names are compared by short digests first, so that a large store needs 8 bytes a file."""
-        count = sum(len(shard.samples) for shard in self._source.shards())
-        suspects = repeated(self._checked(range(count)))
+        """Names are compared by short digests first, so that memory does not grow with their number."""
+        suspects = repeated(self._checked())
         named: dict[str, int] = {}
-        for index in range(count) if suspects else ():
-            name = self._name(index)
+        for index, part in self._samples() if suspects else ():
+            name = self._name(index, part)
             if digest64(name) in suspects and named.setdefault(name, index) != index:
-                one, two = self._source.path_of(named[name]), self._source.path_of(index)
+                one, two = self._source.path_of(named[name]), part.path_of(index)
                 raise StoreError(f"{one} and {two} would both be written as {name}")
 
-    def _checked(self, indices: range) -> Iterator[str]:
-        for index in indices:
-            name = self._name(index)
+    def _checked(self) -> Iterator[str]:
+        for index, part in self._samples():
+            name = self._name(index, part)
             if not self._form.holds(name):
-                raise StoreError(f"{self._source.path_of(index)!r} cannot keep its name or class in a store; rename it")
+                raise StoreError(f"{part.path_of(index)!r} cannot keep its name or class in a store; rename it")
             yield name
-
-
-def repeated(names: Iterable[str]) -> set[int]:
-    """The `digest64` of every name that occurs twice; a chance collision of digests is among them too."""
-    digests = np.sort(np.fromiter(map(digest64, names), np.uint64))
-    return set(digests[1:][digests[1:] == digests[:-1]].tolist())
-
-
-def digest64(name: str) -> int:
-    """The first 64 bits of a name's SHA-256."""
-    return int.from_bytes(hashlib.sha256(name.encode("utf-8")).digest()[:8], "little")

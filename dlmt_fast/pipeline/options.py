@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ParameterError
 from ..stores.folder import SHARD_SIZE
+from .slices import WHOLE, Slice
 
 FITS = ("crop", "stretch", "pad")
 
@@ -32,6 +33,7 @@ class JobOptions:
         check: with `resume`, compare the digests of what is there, not only the sizes.
         workers: how many shards of a folder are worked on at once, each in a process of its own. One shard, or IDX
             files, are done in this process, with so many threads that decode.
+        slice: which of the job's shards this call does; the last slice to end finishes the store.
     """
 
     normalize: str = "range"
@@ -51,6 +53,7 @@ class JobOptions:
     resume: bool = False
     check: bool = False
     workers: int = 1
+    slice: Slice = WHOLE
 
     def __post_init__(self) -> None:
         _one_of("fit", self.fit, FITS)
@@ -67,6 +70,11 @@ class JobOptions:
             raise ParameterError(f"shard_size must be at least 1, got {self.shard_size}")
         if self.resume and self.overwrite:
             raise ParameterError("resume and overwrite exclude each other: one goes on with a job, one starts anew")
+        if self.overwrite and not self.slice.whole:
+            raise ParameterError(
+                "a slice does not overwrite: it could not tell an old store from what other slices have done; "
+                "remove the old store first, or run the job whole"
+            )
         if self.check and not self.resume:
             raise ParameterError("check is about what a stopped job left: it goes with resume")
         if self.workers < 1:

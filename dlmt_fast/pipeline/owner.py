@@ -4,12 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import re
-import socket
-import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +16,6 @@ from .job import differences
 from .seal import StoreSeal
 
 _ENTRY = {"job", "shard", "attempt", "inputs", "outputs", "quarantined", "size", "output_sha256"}
-
-
-_PATIENCE = 20.0  # seconds for the workers of a killed job to end
 
 
 def default_folder(keyfile: Path, store_id: str) -> Path:
@@ -48,36 +40,9 @@ class OwnerFolder:
             raise StoreError(f"the owner's folder {self.root} lies inside the target {target}; choose another --owner")
         make_directories(self.root, self._ops, mode=0o700)
 
-    @contextmanager
-    def locked(self) -> Iterator[int]:
-        """Hold the folder's kernel lock, and remove what a dead attempt left half-written in it.
-
-        The lock ends with the process and with the workers that it started, however they end. Gives the descriptor.
-
-        Raises:
-            StoreError: another process works on the same job; the message names it.
-        """
-        import fcntl
-
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            patience = time.monotonic() + _PATIENCE
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    holder = os.pread(descriptor, 200, 0).decode("utf-8", "replace")
-                    if _lives(holder) or time.monotonic() > patience:
-                        raise StoreError(f"the same job runs already ({holder}); wait for it, or stop it") from None
-                    time.sleep(0.05)  # a killed job's workers see its end, and end
-            os.ftruncate(descriptor, 0)
-            started = time.strftime("%Y-%m-%d %H:%M:%S")
-            os.pwrite(descriptor, f"host {socket.gethostname()}, pid {os.getpid()}, since {started}".encode(), 0)
-            remove_leftovers([self.root], self._seal.store_id, self._ops)
-            yield descriptor
-        finally:
-            os.close(descriptor)
+    def sweep(self, shards: Container[int]) -> None:
+        """Remove what dead attempts left half-written of these shards; nobody may be writing it."""
+        remove_leftovers([self.root], self._seal.store_id, self._ops, shards)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """Fix the job record.
@@ -184,19 +149,9 @@ class OwnerFolder:
             raise StoreDamagedError(f"{path} is damaged: its checksum does not match")
         return body
 
+    def has_journal(self, shard: int) -> bool:
+        """Whether there is an entry for a shard, whatever it says."""
+        return (self.root / f"journal-{shard:05d}.json").exists()
+
     def _publish(self, name: str, data: bytes, shard: int = 0) -> None:
         publish_bytes(self.root / name, data, self._seal.store_id, shard, self._ops, mode=0o600)
-
-
-def _lives(holder: str) -> bool:
-    """Whether the process that a lock names may still run: on another host nobody can tell."""
-    found = re.match(r"host (.*), pid (\d+), ", holder)
-    if not found or found[1] != socket.gethostname():
-        return True
-    try:
-        os.kill(int(found[2]), 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -14,6 +14,7 @@ from ..stores.publish import FileOps
 from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
 from .kinds import check_dtype, shard_name, target_format
+from .locks import held
 from .naming import OutputNames
 from .open import open_source
 from .options import JobOptions
@@ -48,11 +49,20 @@ class PlannedJob:
     names: OutputNames
     shards: list[ShardSpec]
     classes: tuple[str, ...] | None
+    owner_folder: Callable[[str], Path]
 
     @property
     def store_id(self) -> str:
         """The id of the store."""
         return self.seal.store_id
+
+    def admit(self) -> None:
+        """Take up or join what is at the target, where that is this job's; see `Target.admit`."""
+
+        def explain(other: str) -> str:
+            return _what_differs(OwnerFolder(self.owner_folder(other), self.seal), self.record)
+
+        self.target.admit(self.store_id, explain, self.options.resume)
 
     def labels(self) -> Iterator[tuple[str, str]]:
         """(name in the source, name in the target) of the labels files that go beside the shards."""
@@ -108,22 +118,51 @@ def plan_job(
     """Look at the source and the target, and settle what the job is. Nothing is written; see `encrypt_store`."""
     source = open_source(source_path, options, source_kind)
     form = target_format(source, target_named)
-    target = Target(target_path, source.single and form.one_file, source_path, options.overwrite, options.resume, ops)
+    joins = options.resume or not options.slice.whole
+    target = Target(
+        target_path,
+        source.single and form.one_file,
+        source_path,
+        options.overwrite,
+        joins,
+        ops,
+        lambda other: _who(owner_folder(other)),
+    )
     survey = source.survey()
     shape = settle_shape(survey, options)
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
     record = job_record(source, scheme, options, form.kind, form.libraries)
     seal = StoreSeal(key, store_id_of(key, record))
-    if options.resume:
-        target.admit(seal.store_id, lambda other: _what_differs(OwnerFolder(owner_folder(other), seal), record))
     names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)
     classes = source.number_classes() if form.labelled else None
     single = target.path if target.single else None
     shards = [replace(shard, name=shard_name(form, source, shard, single, seal, options)) for shard in source.shards()]
-    return PlannedJob(
-        source, target, key, scheme, options, form.kind, dtype, shape, record, seal, owner, names, shards, classes
-    )  # fmt: skip
+    job = PlannedJob(
+        source=source,
+        target=target,
+        key=key,
+        scheme=scheme,
+        options=options,
+        kind=form.kind,
+        dtype=dtype,
+        shape=shape,
+        record=record,
+        seal=seal,
+        owner=owner,
+        names=names,
+        shards=shards,
+        classes=classes,
+        owner_folder=owner_folder,
+    )
+    if options.resume and options.slice.whole:  # before there is an owner's folder; slices ask inside the gate
+        job.admit()
+    return job
+
+
+def _who(owner: Path) -> str:
+    """Who runs the job with this owner's folder, in words."""
+    return "; ".join(words if part.whole else f"slice {part}: {words}" for part, words in held(owner).items())
 
 
 def _what_differs(other: OwnerFolder, record: dict[str, Any]) -> str:

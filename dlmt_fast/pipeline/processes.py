@@ -124,7 +124,7 @@ def _bury(worker: _Worker, task: Task, job: JobContext, deaths: dict[int, int]) 
             "fewer --workers or a smaller --shard-size need less"
         )
     folders = {(job.target / name).parent for name in task.names.values()} | {job.target, job.owner}
-    remove_leftovers((folder for folder in folders if folder.is_dir()), job.store_id, job.ops, index)
+    remove_leftovers((folder for folder in folders if folder.is_dir()), job.store_id, job.ops, {index})
 
 
 def _serve(pipe: connection.Connection, job: JobContext, lock: _Lock) -> None:

@@ -69,7 +69,10 @@ class Tally:
 
 @dataclass
 class Summary:
-    """The result of a job. `inputs == outputs + len(quarantined)` always."""
+    """The result of a job. `inputs == outputs + len(quarantined)` always.
+
+    A slice of a job counts its own shards; `shards_left` are those of other slices that keep the store unfinished.
+    """
 
     command: str
     source: str
@@ -81,6 +84,7 @@ class Summary:
     outputs: int = 0
     output_bytes: int = 0
     seconds: float = 0.0
+    shards_left: int = 0
     quarantined: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
@@ -23,12 +23,23 @@ class Target:
         UsageError: it is taken, or it and the source lie inside each other.
         StoreError: a job runs there, or it is to be replaced and is not a finished store, so that unknown files
             would be deleted.
+
+    Args:
+        joins: whether a job may be at work or stopped there, which `admit` will look at.
+        holder: from the id of the job that marks the place to who runs it, in words; empty where nobody is known to.
     """
 
     def __init__(
-        self, path: Path, single: bool, source: Path, overwrite: bool, resume: bool = False, ops: FileOps = OS
+        self,
+        path: Path,
+        single: bool,
+        source: Path,
+        overwrite: bool,
+        joins: bool = False,
+        ops: FileOps = OS,
+        holder: Callable[[str], str] = lambda store_id: "",
     ) -> None:
-        self.path, self.single, self._ops = path, single, ops
+        self.path, self.single, self._ops, self._holder = path, single, ops, holder
         self.root = path.parent if single else path
         self.manifest = path.with_name(f"{path.name}.{NAME}") if single else path / NAME
         self._marker = path.with_name(f".{path.name}{_MARKER}") if single else path / _MARKER
@@ -38,7 +49,7 @@ class Target:
         if single and path.is_dir():
             raise UsageError(f"{path} is a folder, and one file of images goes to a file; name the file in it")
         self._refuse_overlap(source)
-        if not resume:
+        if not joins:
             self._refuse_running()
             if self._taken():
                 self._old = self._files_to_replace(overwrite)
@@ -48,18 +59,21 @@ class Target:
         """The files of the store that is being replaced."""
         return self._old
 
-    def admit(self, store_id: str, explain: Callable[[str], str]) -> None:
+    def admit(self, store_id: str, explain: Callable[[str], str], finished: bool) -> None:
         """Let the job `store_id` go on with what is here; an empty place is begun anew.
 
         Args:
             explain: from another job's id to what differs from it.
+            finished: whether that may be its own finished store.
 
         Raises:
             StoreError: another job's marker or store is here. UsageError: something else is.
         """
         marked = self._marked_by(store_id)
         if marked is not None and marked != store_id:
-            raise StoreError(f"{self.path} belongs to another job, so it cannot be resumed: {explain(marked)}")
+            who = self._holder(marked)
+            runs = f"another job, which runs ({who})" if who else "another job, so it cannot be resumed"
+            raise StoreError(f"{self.path} belongs to {runs}: {explain(marked)}")
         if marked is None and self._taken():
             try:
                 manifest = read_manifest(self.path)
@@ -67,14 +81,17 @@ class Target:
                 raise UsageError(f"{self.path} is not empty and no stopped job is there to resume") from None
             if manifest.store_id != store_id:
                 raise StoreError(f"{self.path} is another job's finished store: {explain(manifest.store_id)}")
+            if not finished:
+                raise UsageError(
+                    f"{self.path} is this job's finished store already; --resume looks whether all is there"
+                )
         self.resumed = marked is not None or self._taken()
 
     def go_on(self, store_id: str, replaced: set[str]) -> None:
-        """Take up a stopped job: the marker is there again, and what a dead attempt left half-written is not."""
+        """Take up a stopped job, or join one: the marker is there again."""
         self._old = replaced
         if not self._marker.exists():
             self._mark(store_id)
-        self.sweep(store_id)
 
     def unfinish(self) -> None:
         """Remove the manifest of this job's own store, which lost a shard: it is unfinished until that is back."""
@@ -82,20 +99,25 @@ class Target:
             self._ops.unlink(self.manifest)
             self._ops.fsync_directory(self.root)
 
-    def sweep(self, store_id: str) -> None:
-        """Remove the job's temporaries; nothing may be writing."""
+    def sweep(self, store_id: str, shards: Container[int]) -> None:
+        """Remove what attempts left half-written of these shards; nothing may be writing it."""
         folders = [self.root] if self.single else [Path(folder) for folder, _, _ in os.walk(self.root)]
-        remove_leftovers(folders, store_id, self._ops)
+        remove_leftovers(folders, store_id, self._ops, shards)
 
     def discard(self, names: Iterable[str]) -> None:
         """Remove what a shard that does not count has made visible. Before the old store is retired that is nothing."""
         if not (self._old and self.manifest.exists()):
             remove_all((self.root / name for name in names), self._ops)
 
-    def stop(self, store_id: str, keep: bool) -> bool:
+    def stop(self, store_id: str, keep: bool, shards: Container[int]) -> bool:
         """After a failure: leave a state to resume, or, where no shard counts and nothing was begun, the place as it
-        was. Gives whether there is something to resume."""
-        self.sweep(store_id)
+        was. Gives whether there is something to resume.
+
+        Args:
+            keep: there is something to keep, in any case.
+            shards: whose temporaries go; others may be at work on the rest.
+        """
+        self.sweep(store_id, shards)
         if not self._marker.exists():  # the very last step failed: the store is whole
             return True
         if self._publishes_manifest:
@@ -200,6 +222,9 @@ class Target:
 
     def _refuse_running(self) -> None:
         if self._marker.exists():
+            who = self._holder(self._marker.read_text("ascii", "replace"))
+            if who:
+                raise StoreError(f"{self.path} is marked by a job that runs ({who}); wait for it, or stop it")
             raise StoreError(
                 f"{self.path} is marked by a job that runs or was stopped or killed ({self._marker.name}); "
                 "if none runs, the same command with --resume goes on; to give it up, remove what is there"

@@ -126,15 +126,18 @@ class CifarSource:
     def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
         return zip(self.extras, self.extras, strict=True)
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def _check_unchanged(self) -> None:
         for stamp in self._stamps:
             stamp.check_unchanged(self.root)
 
     def survey(self) -> Survey:
-        return Survey({_SHAPE: [f"{split}-images.npy" for split in self._layout.splits]})
+        survey = Survey()
+        for split, part in zip(self._layout.splits, self._splits, strict=True):
+            survey.add(_SHAPE, f"{split}-images.npy", len(part.images))
+        return survey
 
     def shards(self) -> list[ShardSpec]:
         return self._runs.shards("-images.npy")
@@ -260,8 +263,10 @@ def _from_pickle(data: bytes, layout: Layout, where: str) -> Part:
         raise StoreDamagedError(f"{where} is not a file of CIFAR: it has no array of N x {_PIXELS} bytes as data")
     for kind, values in labels.items():
         whole = isinstance(values, list) and all(type(value) is int and 0 <= value <= 255 for value in values)
-        if not whole or len(values or ()) != len(images):
-            raise StoreDamagedError(f"{where} is not a file of CIFAR: it has no {len(images)} numbers as {kind}")
+        if not whole:
+            raise StoreDamagedError(f"{where} is not a file of CIFAR: its {kind} are no list of small numbers")
+        if len(values or ()) != len(images):
+            raise StoreDamagedError(f"{where} is damaged: {len(values or ())} {kind} beside {len(images)} images")
     return Part(
         np.ascontiguousarray(images).reshape(-1, *_SHAPE),
         {kind: np.array(values, np.uint8) for kind, values in labels.items()},

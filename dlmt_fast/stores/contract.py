@@ -60,15 +60,22 @@ class Batch:
 
 @dataclass
 class Survey:
-    """What a source holds, found without decoding pixels."""
+    """What a source holds, found without decoding pixels: how many samples of each shape there are, one of them by its
+    path, and what cannot be taken. Its size does not grow with the number of samples, but with that of shapes and of
+    refused samples."""
 
-    shapes: dict[Shape, list[str]] = field(default_factory=dict)
+    shapes: dict[Shape, tuple[int, str]] = field(default_factory=dict)
     refused: list[Refused] = field(default_factory=list)
+
+    def add(self, shape: Shape, path: str, count: int = 1) -> None:
+        """Count samples of a shape; the first path of each is kept."""
+        before, first = self.shapes.get(shape, (0, path))
+        self.shapes[shape] = before + count, first
 
     def describe_shapes(self, most: int = 8) -> str:
         """Lines such as `120 x 3x480x640, for example cats/1.jpg`, the most frequent first."""
-        ranked = sorted(self.shapes.items(), key=lambda item: (-len(item[1]), item[0]))
-        lines = [f"  {len(paths)} x {'x'.join(map(str, shape))}, for example {paths[0]}" for shape, paths in ranked]
+        ranked = sorted(self.shapes.items(), key=lambda item: (-item[1][0], item[0]))
+        lines = [f"  {count} x {'x'.join(map(str, shape))}, for example {path}" for shape, (count, path) in ranked]
         return "\n".join(lines[:most] + ([f"  and {len(lines) - most} more sizes"] if len(lines) > most else []))
 
 
@@ -104,7 +111,8 @@ class Reader(Protocol):
 
 
 class Source(Reader, Protocol):
-    """A store that is read.
+    """A store that is read. None keeps an object a sample in memory; `stamps` yields the files in the order of their
+    paths' bytes, anew at each call.
 
     Attributes:
         named: samples have names of their own, relative paths; else they are values of arrays, and shards are those.
@@ -128,7 +136,7 @@ class Source(Reader, Protocol):
     def extras(self) -> Sequence[str]: ...
     def extra_bytes(self, name: str) -> bytes: ...
     def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]: ...
-    def stamps(self) -> list[FileStamp]: ...
+    def stamps(self) -> Iterator[FileStamp]: ...
     def survey(self) -> Survey: ...
     def shards(self) -> list[ShardSpec]: ...
 

@@ -10,20 +10,26 @@ import fnmatch
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all
-from .contract import Array, Batch, FileStamp, Published, Refused, ShardSpec, Survey
+from .contract import Array, Batch, FileStamp, Published, Refused, Shape, ShardSpec, Survey
 from .decode import SUFFIXES, decode, probe
 from .listing import Listed, encode_listing, listing_name
 from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary
+from .stamps import Stamps
+from .walk import LinkedFolders
 
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
+_PROBERS = 4  # threads that read headers: most of the time is the disk's
+_PROBED = 64  # files a task
 
 
 class Options(NamedTuple):
@@ -38,7 +44,7 @@ class Options(NamedTuple):
 class FolderImages:
     """Reads image files of a folder by their index. What a worker gets: the stamps of its shard alone."""
 
-    def __init__(self, root: Path, options: Options, stamps: Sequence[FileStamp] | Mapping[int, FileStamp]) -> None:
+    def __init__(self, root: Path, options: Options, stamps: Stamps | Mapping[int, FileStamp]) -> None:
         self.root, self.options, self._by_index = root, options, stamps
         self._numbers: dict[str, int] | None = None
 
@@ -76,7 +82,8 @@ class FolderSource(FolderImages):
             raise StoreError(f"{root} is not a folder" if root.exists() else f"{root} does not exist")
         self.root, self.options, self._shard_size = root, options or Options(), shard_size
         self.hidden = self.ignored = 0
-        self._stamps = sorted(self._scan(), key=lambda stamp: os.fsencode(stamp.path))
+        self._links = LinkedFolders(root)
+        self._stamps = Stamps(self._scan(str(root), ""))
         if not self._stamps:
             raise StoreError(f"{root} holds no files to read")
         super().__init__(root, self.options, self._stamps)
@@ -97,8 +104,12 @@ class FolderSource(FolderImages):
     def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
         return iter(())
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def __len__(self) -> int:
+        """How many files there are."""
+        return len(self._stamps)
+
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def shards(self) -> list[ShardSpec]:
         """Runs of `shard_size` files; the last is shorter."""
@@ -120,46 +131,52 @@ class FolderSource(FolderImages):
 
     def part(self, samples: range) -> FolderImages:
         """What reads these files alone."""
-        images = FolderImages(self.root, self.options, {index: self._stamps[index] for index in samples})
+        stamps = dict(zip(samples, self._stamps.part(samples), strict=True))
+        images = FolderImages(self.root, self.options, stamps)
         images._numbers = self._numbers
         return images
 
     def survey(self) -> Survey:
-        """The shapes of all images, from their headers."""
+        """The shapes of all images, from their headers; several are read at once, and none is kept."""
         survey = Survey()
-        for index, stamp in enumerate(self._stamps):
+        with ThreadPoolExecutor(_PROBERS, "dlmt-probe") as pool:
+            starts = iter(range(0, len(self), _PROBED))
+            ahead = [pool.submit(self._probe, start) for start in islice(starts, 2 * _PROBERS)]
+            while ahead:
+                for result in ahead.pop(0).result():
+                    if isinstance(result, Refused):
+                        survey.refused.append(result)
+                    else:
+                        survey.add(*result)
+                ahead += [pool.submit(self._probe, start) for start in islice(starts, 1)]
+        return survey
+
+    def _probe(self, start: int) -> list[tuple[Shape, str] | Refused]:
+        """Each file's shape and path, or why it cannot be taken, from `start` on."""
+        found: list[tuple[Shape, str] | Refused] = []
+        for index, stamp in enumerate(self._stamps.part(range(start, min(start + _PROBED, len(self)))), start):
             try:
                 _check_name(stamp.path)
                 shape = probe(self.root / stamp.path, self.options.channels)
             except ImageError as error:
-                survey.refused.append(Refused(index, stamp.path, str(error)))
+                found.append(Refused(index, stamp.path, str(error)))
                 continue
-            if self.options.size is not None:
-                shape = (shape[0], *self.options.size)
-            survey.shapes.setdefault(shape, []).append(stamp.path)
-        return survey
+            found.append((shape if self.options.size is None else (shape[0], *self.options.size), stamp.path))
+        return found
 
-    def _scan(self) -> Iterator[FileStamp]:
-        seen = {os.path.realpath(self.root)}
-        for folder, folders, files in os.walk(self.root, followlinks=True, onerror=_raise):
-            visible = [name for name in folders if not name.startswith(".")]
-            self.hidden += len(folders) - len(visible)
-            folders[:] = visible
-            for name in visible:
-                real = os.path.realpath(os.path.join(folder, name))
-                if real in seen:
-                    raise StoreError(f"{os.path.join(folder, name)} is read already: a link leads there as well")
-                seen.add(real)
-            for name in files:
-                if name.startswith("."):
+    def _scan(self, folder: str, above: str) -> Iterator[FileStamp]:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
                     self.hidden += 1
-                    continue
-                stamp = self._stamp(Path(folder, name))
-                if stamp is not None:
+                elif entry.is_dir():
+                    if entry.is_symlink():
+                        self._links.follow(entry.path)
+                    yield from self._scan(entry.path, f"{above}{entry.name}/")
+                elif (stamp := self._stamp(entry, above + entry.name)) is not None:
                     yield stamp
 
-    def _stamp(self, path: Path) -> FileStamp | None:
-        relative = path.relative_to(self.root).as_posix()
+    def _stamp(self, entry: os.DirEntry[str], relative: str) -> FileStamp | None:
         try:
             relative.encode("utf-8")
         except UnicodeEncodeError:
@@ -167,8 +184,8 @@ class FolderSource(FolderImages):
         if any(fnmatch.fnmatchcase(relative, pattern) for pattern in self.options.ignore):
             self.ignored += 1
             return None
-        if not path.is_file():
-            raise StoreError(f"{path} is neither a file nor a folder that can be read")
+        if not entry.is_file():
+            raise StoreError(f"{entry.path} is neither a file nor a folder that can be read")
         return FileStamp.of(self.root, relative)
 
 
@@ -219,7 +236,3 @@ class FolderWriter:
 def _check_name(path: str) -> None:
     if Path(path).suffix.lower() not in SUFFIXES:
         raise ImageError(f"its name does not end as an image's ({', '.join(sorted(SUFFIXES))}); --ignore skips it")
-
-
-def _raise(error: OSError) -> None:
-    raise error

@@ -32,6 +32,7 @@ _CODES = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
 _IMAGES = re.compile(r"[-_.]idx3[-_.]ubyte(\.gz)?$")
 _LABELS = re.compile(r"[-_.]idx1[-_.]ubyte(\.gz)?$")
 SLICE_BYTES = 4 << 20
+_LABELS_HEADER = 8  # bytes
 _GZIP_RATIO = 1040  # deflate cannot shrink further
 
 
@@ -144,6 +145,11 @@ def read_labels(path: Path) -> bytes:
     return head + labels
 
 
+def _stem(name: str) -> str:
+    """What an images file and its labels file have in common: "train" of `train-images-idx3-ubyte.gz`."""
+    return re.sub(r"[-_.]?(images|labels)$", "", _LABELS.sub("", _IMAGES.sub("", name)))
+
+
 def encode_labels(data: bytes, name: str) -> bytes:
     """The file that holds checked labels: gzip without name and time where `name` ends in .gz."""
     if not name.endswith(".gz"):
@@ -221,8 +227,8 @@ class IdxSource:
         """Files of the folder that are not read, in words; empty where there is none."""
         return self._left_alone
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def read_labels(self, name: str) -> bytes:
         """The decompressed bytes of one of `extras`."""
@@ -242,7 +248,13 @@ class IdxSource:
     def survey(self) -> Survey:
         survey = Survey()
         for name, header in zip(self.images, self.headers, strict=True):
-            survey.shapes.setdefault((1, header.sizes[1], header.sizes[2]), []).append(name)
+            survey.add((1, header.sizes[1], header.sizes[2]), name, header.sizes[0])
+        counts = {_stem(name): (name, header.sizes[0]) for name, header in zip(self.images, self.headers, strict=True)}
+        for name in self.extras:
+            found = len(self.read_labels(name)) - _LABELS_HEADER
+            images, count = counts.get(_stem(name), ("", found))
+            if found != count:
+                raise StoreDamagedError(f"{self.root / name} holds {found} labels, and {images} {count} images")
         return survey
 
     def shards(self) -> list[ShardSpec]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import re
 from typing import Any
 
 import numpy as np
-from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from ..errors import StoreDamagedError
@@ -22,10 +20,9 @@ _HEADER = re.compile(
 
 
 def encode_npy(image: Array) -> bytes:
-    """The .npy file of one array, version 1.0, C order."""
-    buffer = io.BytesIO()
-    npy_format.write_array(buffer, np.ascontiguousarray(image), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
+    """The .npy file of one array, version 1.0, C order, little-endian: its bytes depend on the values alone."""
+    values = np.ascontiguousarray(image, image.dtype.newbyteorder("<"))
+    return encode_header(values.dtype, values.shape) + values.tobytes()
 
 
 def decode_npy(data: bytes, dtype: np.dtype[Any], where: str) -> Array:

@@ -129,7 +129,8 @@ def read_labels(path: Path, count: int) -> NDArray[np.integer[Any]]:
     header = read_array_header(path)
     if header.dtype.kind not in "iu" or header.shape != (count,):
         raise StoreError(
-            f"{path} holds {header.dtype} of shape {header.shape}; labels are {count} integers, shape ({count},)"
+            f"{path} holds {header.dtype} of shape {header.shape} beside {count} images; labels are {count} integers, "
+            f"shape ({count},)"
         )
     return np.fromfile(path, header.dtype, offset=header.data_start)
 
@@ -185,8 +186,8 @@ class NpySource:
             if name in self.labels:
                 yield self.labels[name], labels_name(stored)
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def _check_unchanged(self, name: str) -> None:
         next(stamp for stamp in self._stamps if stamp.path == name).check_unchanged(self.root)
@@ -194,7 +195,7 @@ class NpySource:
     def survey(self) -> Survey:
         survey = Survey()
         for name, header in zip(self.images, self.headers, strict=True):
-            survey.shapes.setdefault(image_shape(header.shape, self.root / name), []).append(name)
+            survey.add(image_shape(header.shape, self.root / name), name, header.shape[0])
         for name in self.extras:
             self.extra_bytes(name)  # wrong labels are refused before any work
         return survey

@@ -175,8 +175,8 @@ class ParquetSource(ParquetRows):
     def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
         return iter(())
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def survey(self) -> Survey:
         """The shapes of all images, from their headers."""
@@ -189,7 +189,7 @@ class ParquetSource(ParquetRows):
                 except ImageError as error:
                     survey.refused.append(Refused(row.index, self.path_of(row.index), str(error)))
                     continue
-                survey.shapes.setdefault(self._shape(shape), []).append(self.path_of(row.index))
+                survey.add(self._shape(shape), self.path_of(row.index))
         return survey
 
     def _shape(self, shape: Shape) -> Shape:

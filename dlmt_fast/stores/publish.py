@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from ..errors import StoreError
@@ -113,12 +114,15 @@ def remove_all(paths: Iterable[Path], ops: FileOps = OS) -> None:
         ops.unlink(path)
 
 
-def remove_leftovers(folders: Iterable[Path], store_id: str, ops: FileOps = OS, shard: int | None = None) -> None:
-    """Remove the temporaries that dead attempts of a job (or of one of its shards) left in these folders."""
-    prefix = f".tmp-{store_id}-" + ("" if shard is None else f"{shard:05d}-")
+def remove_leftovers(
+    folders: Iterable[Path], store_id: str, ops: FileOps = OS, shards: Container[int] | None = None
+) -> None:
+    """Remove the temporaries that dead attempts of a job (or of some of its shards) left in these folders."""
+    ours = re.compile(rf"\.tmp-{store_id}-(\d+)-")
     for folder in folders:
         with os.scandir(folder) as entries:
-            found = [Path(entry.path) for entry in entries if entry.name.startswith(prefix)]
+            named = ((entry.path, ours.match(entry.name)) for entry in entries)
+            found = [Path(path) for path, match in named if match and (shards is None or int(match[1]) in shards)]
         remove_all(found, ops)
         if found:
             ops.fsync_directory(folder)

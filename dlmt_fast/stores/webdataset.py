@@ -160,8 +160,8 @@ class WebdatasetSource(TarSamples):
     def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
         return iter(())
 
-    def stamps(self) -> list[FileStamp]:
-        return [tar.stamp for tar in self._tars]
+    def stamps(self) -> Iterator[FileStamp]:
+        return (tar.stamp for tar in self._tars)
 
     def shards(self) -> list[ShardSpec]:
         """A shard a tar."""
@@ -191,5 +191,5 @@ class WebdatasetSource(TarSamples):
                 continue
             if self.decoding.size is not None:
                 shape = (shape[0], *self.decoding.size)
-            survey.shapes.setdefault(shape, []).append(path)
+            survey.add(shape, path)
         return survey

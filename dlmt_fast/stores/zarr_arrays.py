@@ -96,13 +96,14 @@ class ZarrSource:
         with _own_errors(self.root / self.labels[images]):
             return np.asarray(array[:])
 
-    def stamps(self) -> list[FileStamp]:
-        return self._stamps
+    def stamps(self) -> Iterator[FileStamp]:
+        return iter(self._stamps)
 
     def survey(self) -> Survey:
         survey = Survey()
         for name in self.images:
-            survey.shapes.setdefault(image_shape(self._shape(name), self.root / name), []).append(name or "images")
+            shape = self._shape(name)
+            survey.add(image_shape(shape, self.root / name), name or "images", shape[0])
         for name in self.labels:
             self.read_labels(name)  # wrong labels are refused before any work
         return survey
