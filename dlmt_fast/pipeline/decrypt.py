@@ -100,6 +100,7 @@ def _decrypt_shard(
 ) -> tuple[Published, list[str]]:
     plain = store.form.plain_name
     restored = {stored: plain(originals.name(original)) for stored, original in _names_of(ledger).items()}
+    by_place = dict(enumerate(restored.values()))  # where the store keeps no names, the order tells
     bounds = np.array(ledger.get("bounds", []), np.int32)
     order = _ledger_order(ledger)
     names: list[str] = []
@@ -116,7 +117,8 @@ def _decrypt_shard(
                 raise StoreDamagedError(f"the ledger of shard {index} holds no bounds")
             images = decrypt(batch.images, plan, bounds=limits)
             outputs = [
-                restored.get(name, name.removesuffix(".npy").removesuffix(".png") + ".png") for name in batch.names
+                by_place.get(batch.position + i, "") if not name else restored.get(name, _as_png_stored(name))
+                for i, name in enumerate(batch.names)
             ]
             writer.write(range(batch.position, batch.position + len(images)), outputs, images, batch.labels)
             names += outputs
@@ -130,13 +132,17 @@ def _decrypt_shard(
     return published, [published.name] if one_file else names
 
 
+def _as_png_stored(name: str) -> str:
+    return name.removesuffix(".npy").removesuffix(".png") + ".png"
+
+
 def _ledger_order(ledger: dict[str, Any]) -> dict[str, int]:
     """Where each stored name's bounds are in the ledger."""
     return {name: place for place, (name, _) in enumerate(ledger.get("names", []))}
 
 
 def _positions(batch: StoredBatch, order: dict[str, int]) -> list[int]:
-    if order:
+    if order and all(batch.names):
         return [order[name] for name in batch.names]
     return list(range(batch.position, batch.position + len(batch.images)))
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ def versions() -> dict[str, str]:
     return {"dlmt-fast": __version__, "pillow": PIL.__version__, "numpy": np.__version__}
 
 
-def job_record(source: Source, scheme: DLMT, options: JobOptions, target_kind: str) -> dict[str, Any]:
-    """The record whose keyed digest is the store's id."""
+def job_record(
+    source: Source, scheme: DLMT, options: JobOptions, target_kind: str, libraries: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The record whose keyed digest is the store's id; `libraries` write the target's files."""
     files, digest = 0, hashlib.sha256()
     for stamp in source.stamps():
         digest.update(canonical_json([stamp.path, stamp.size, stamp.mtime_ns]) + b"\n")
@@ -37,7 +40,7 @@ def job_record(source: Source, scheme: DLMT, options: JobOptions, target_kind: s
         "target": target_kind,
         "scheme": scheme.params,
         "options": options.recorded(),
-        "versions": versions(),
+        "versions": versions() | {name: version(name) for name in libraries},
     }
 
 

@@ -12,11 +12,12 @@ from .seal import StoreSeal
 
 #: From the kind of a source to those that it can become, the usual one first.
 TARGETS = {
-    "folder": ("folder", "webdataset"),
-    "webdataset": ("webdataset", "folder"),
-    "idx": ("idx",),
-    "cifar": ("npy",),
-    "npy": ("npy",),
+    "folder": ("folder", "webdataset", "parquet"),
+    "webdataset": ("webdataset", "folder", "parquet"),
+    "parquet": ("parquet", "folder", "webdataset"),
+    "idx": ("idx", "parquet"),
+    "cifar": ("npy", "parquet"),
+    "npy": ("npy", "parquet"),
 }
 
 

@@ -65,7 +65,9 @@ class PlannedJob:
         self.target.admit(self.store_id, explain, self.options.resume)
 
     def labels(self) -> Iterator[tuple[str, str]]:
-        """(name in the source, name in the target) of the labels files."""
+        """(name in the source, name in the target) of the labels files that go beside the shards."""
+        if self.form.labelled:
+            return iter(())
         return self.source.extra_names([shard.name for shard in self.shards])
 
     @property
@@ -97,7 +99,9 @@ class PlannedJob:
 
     def _contents(self, shard: ShardSpec, reader: Reader) -> Contents:
         labelled = self.form.labelled and len(shard.samples) > 0 and reader.label_of(shard.samples.start) is not None
-        return Contents(self.dtype, self.source.array_shape(shard.index), labelled, self.classes)
+        shown = self.classes if self.options.classes == "keep" else None
+        array = self.source.array_shape(shard.index)
+        return Contents(self.dtype, array, labelled, shown, self.options.names == "keep")
 
 
 def plan_job(
@@ -127,7 +131,7 @@ def plan_job(
     survey = source.survey()
     shape = settle_shape(survey, options)
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
-    record = job_record(source, scheme, options, form.kind)
+    record = job_record(source, scheme, options, form.kind, form.libraries)
     seal = StoreSeal(key, store_id_of(key, record))
     names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)

@@ -22,7 +22,7 @@ from .contract import Published
 FORMAT = "dlmt-store"
 VERSION = 1
 NAME = "dlmt-store.json"
-KINDS = ("folder", "idx", "npy", "webdataset")
+KINDS = ("folder", "idx", "npy", "webdataset", "parquet")
 DTYPES = ("uint8", "uint16", "int32", "float32", "float16")
 MAX_BYTES = 256 << 20
 _FIELDS = {"format", "version", "kind", "store_id", "dtype", "shape", "count", "shards", "extras", "sealed", "sha256"}

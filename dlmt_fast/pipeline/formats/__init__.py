@@ -12,6 +12,7 @@ from .contract import Contents, Place, StoredBatch, StoredFormat, StoredShard
 from .folder import FolderFormat
 from .idx import IdxFormat
 from .npy import NpyFormat
+from .parquet import ParquetFormat
 from .webdataset import WebdatasetFormat
 
 __all__ = ["KINDS", "Contents", "Place", "StoredBatch", "StoredFormat", "StoredShard", "format_of"]
@@ -20,6 +21,7 @@ _FORMATS: dict[str, StoredFormat] = {
     "folder": FolderFormat(),
     "idx": IdxFormat(),
     "npy": NpyFormat(),
+    "parquet": ParquetFormat(),
     "webdataset": WebdatasetFormat(),
 }
 KINDS = tuple(_FORMATS)

@@ -30,12 +30,14 @@ class Contents:
         array: the shape of all its images as one array, in the order of axes of the source; () where that has none.
         labelled: each image comes with a class number.
         classes: the names of these numbers, where they have names that may be seen.
+        names: the names of the samples may be seen.
     """
 
     dtype: str
     array: tuple[int, ...] = ()
     labelled: bool = False
     classes: tuple[str, ...] | None = None
+    names: bool = False
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,7 @@ class StoredFormat(Protocol):
         folders: the class of a sample is the folder that it lies in.
         labelled: class numbers lie with the images.
         one_file: a shard is one file; else a file a sample and a file that stands for the shard.
+        libraries: packages that write the files, so that these depend on their versions.
     """
 
     kind: str
@@ -82,6 +85,7 @@ class StoredFormat(Protocol):
     folders: bool
     labelled: bool
     one_file: bool
+    libraries: tuple[str, ...]
 
     def check(self, dtype: str) -> None:
         """Refuse what no file of this kind can hold.
@@ -144,6 +148,7 @@ class OneFile:
     """The answers of kinds whose shards are one file each, and whose samples have no names unless they say so."""
 
     one_file = True
+    libraries: tuple[str, ...] = ()
 
     def holds(self, name: str) -> bool:
         return not name

@@ -26,6 +26,7 @@ class FolderFormat:
     named = folders = True
     labelled = False
     one_file = False
+    libraries: tuple[str, ...] = ()
 
     def check(self, dtype: str) -> None:
         """A .npy file holds any dtype."""
