@@ -8,6 +8,7 @@ import typer
 
 from .options import (
     Destination,
+    DryRun,
     Json,
     KeyFile,
     Overwrite,
@@ -20,7 +21,7 @@ from .options import (
     parsed_size,
 )
 from .progress import shown
-from .shared import console, cpus, finish, load_key, scheme_of
+from .shared import console, cpus, finish, finish_preview, load_key, scheme_of
 
 
 def encrypt(
@@ -52,10 +53,11 @@ def encrypt(
     owner: Owner = None,
     progress_mode: ProgressMode = "auto",
     overwrite: Overwrite = False,
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Transform every image of SRC with the key into a new store DST."""
-    from ..pipeline import JobOptions, Slice, encrypt_store
+    from ..pipeline import JobOptions, Slice, encrypt_store, preview_encrypt
 
     key = load_key(key_path, passphrase_file)
     scheme, folder = scheme_of(key, key_path), owner_of(key_path, owner)
@@ -81,6 +83,9 @@ def encrypt(
     )
     if normalize.startswith("minmax"):
         console().print(f"{normalize}: decrypting will need the owner's folder besides the key.", highlight=False)
+    if dry_run:
+        finish_preview(preview_encrypt(source, target, key, scheme, folder, options, from_kind, to_kind), as_json)
+        return
     left: list[str] = []
     try:
         with shown("encrypt", progress_mode, as_json, options.workers) as progress:

@@ -25,6 +25,7 @@ Destination = Annotated[Path, typer.Argument(metavar="DST", help="Where to; must
 ProgressMode = Annotated[
     str, typer.Option("--progress", help="auto: a line on a terminal; plain: text every 10 s; or none.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier store at DST.")]
 
 

@@ -44,6 +44,26 @@ def finish(summary: Any, as_json: bool) -> None:
         raise typer.Exit(3)
 
 
+def finish_preview(preview: Any, as_json: bool) -> None:
+    """The end of a dry run, with the exit code that the command itself would have, as far as can be told."""
+    counts = f"{preview.inputs} inputs = {preview.outputs} outputs + {len(preview.quarantined)} quarantined"
+    size = f"{preview.output_bytes / 1e6:.1f} MB" + ("" if preview.exact else " of pixels")
+    done = f" ({preview.shards_done} done)" if preview.shards_done else ""
+    lines = [
+        f"{preview.command} would give: {counts}; nothing was written",
+        f"  store {preview.store_id}: {preview.source_kind} to {preview.kind} of {preview.dtype}",
+        f"  shapes {', '.join(f'{count} x {shape}' for shape, count in preview.shapes.items()) or 'several'}",
+        f"  {preview.shards} shards{done}, {size}; the target's disk has {preview.free_bytes / 1e6:.1f} MB free",
+        f"  the owner's folder: {preview.owner}",
+    ]
+    word = "cannot be taken" if preview.refused else "quarantined"
+    lines += [f"  {word} {item['path']}: {item['reason']}" for item in preview.quarantined]
+    lines += [f"  {note}" for note in preview.notes]
+    answer(preview.as_dict(), as_json, "\n".join(lines))
+    if preview.quarantined:
+        raise typer.Exit(1 if preview.refused else 3)
+
+
 def load_key(path: Path, passphrase_file: Path | None) -> Key:
     """The key of a file, whose passphrase comes from a file or is asked for at the terminal.
 

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from .options import Destination, Json, KeyFile, MaybeKeyFile, Owner, PassphraseFile, ProgressMode, owner_of
+from .options import Destination, DryRun, Json, KeyFile, MaybeKeyFile, Owner, PassphraseFile, ProgressMode, owner_of
 from .progress import shown
-from .shared import finish, load_key
+from .shared import finish, finish_preview, load_key
 
 
 def decrypt(
@@ -19,12 +19,16 @@ def decrypt(
     passphrase_file: PassphraseFile = None,
     owner: Owner = None,
     progress_mode: ProgressMode = "auto",
+    dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
     """Recover the images of a store."""
-    from ..pipeline import decrypt_store
+    from ..pipeline import decrypt_store, preview_decrypt
 
     key = load_key(key_path, passphrase_file)
+    if dry_run:
+        finish_preview(preview_decrypt(source, target, key, owner_of(key_path, owner)), as_json)
+        return
     with shown("decrypt", progress_mode, as_json) as progress:
         summary = decrypt_store(source, target, key, owner_of(key_path, owner), progress)
     finish(summary, as_json)

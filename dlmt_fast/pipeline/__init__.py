@@ -3,8 +3,19 @@
 from .decrypt import decrypt_store
 from .encrypt import encrypt_store
 from .options import JobOptions
+from .preview import Preview, preview_decrypt, preview_encrypt
 from .slices import Slice
 from .summary import Summary
 from .verify import verify_store
 
-__all__ = ["JobOptions", "Slice", "Summary", "decrypt_store", "encrypt_store", "verify_store"]
+__all__ = [
+    "JobOptions",
+    "Preview",
+    "Slice",
+    "Summary",
+    "decrypt_store",
+    "encrypt_store",
+    "preview_decrypt",
+    "preview_encrypt",
+    "verify_store",
+]

@@ -29,15 +29,23 @@ class OwnerFolder:
     def __init__(self, root: Path, seal: StoreSeal, ops: FileOps = OS) -> None:
         self.root, self._seal, self._ops = root, seal, ops
 
-    def prepare(self, target: Path) -> None:
-        """Make the folder, mode 0700.
+    def refuse_inside(self, target: Path) -> None:
+        """Refuse a folder inside the target.
 
         Raises:
-            StoreError: it lies inside the target, where it would be uploaded with it.
+            StoreError: it lies there, where it would be uploaded with it.
         """
         inside, outside = self.root.resolve(), target.resolve()
         if inside == outside or outside in inside.parents:
             raise StoreError(f"the owner's folder {self.root} lies inside the target {target}; choose another --owner")
+
+    def prepare(self, target: Path) -> None:
+        """Make the folder, mode 0700.
+
+        Raises:
+            StoreError: see `refuse_inside`.
+        """
+        self.refuse_inside(target)
         make_directories(self.root, self._ops, mode=0o700)
 
     def sweep(self, shards: Container[int]) -> None:

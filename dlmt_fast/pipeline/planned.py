@@ -9,7 +9,7 @@ from typing import Any
 
 from ..keys import Key
 from ..schemes import DLMT
-from ..stores.contract import Reader, Shape, ShardSpec, Source
+from ..stores.contract import Reader, Shape, ShardSpec, Source, Survey
 from ..stores.publish import FileOps
 from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
@@ -49,6 +49,7 @@ class PlannedJob:
     names: OutputNames
     shards: list[ShardSpec]
     classes: tuple[str, ...] | None
+    survey: Survey
     owner_folder: Callable[[str], Path]
 
     @property
@@ -114,8 +115,13 @@ def plan_job(
     source_kind: str | None,
     target_named: str | None,
     ops: FileOps,
+    strict: bool = True,
 ) -> PlannedJob:
-    """Look at the source and the target, and settle what the job is. Nothing is written; see `encrypt_store`."""
+    """Look at the source and the target, and settle what the job is. Nothing is written; see `encrypt_store`.
+
+    Args:
+        strict: refuse images that cannot be taken where `options.on_error` is "fail"; else they are in the survey.
+    """
     source = open_source(source_path, options, source_kind)
     form = target_format(source, target_named)
     joins = options.resume or not options.slice.whole
@@ -129,7 +135,7 @@ def plan_job(
         lambda other: _who(owner_folder(other)),
     )
     survey = source.survey()
-    shape = settle_shape(survey, options)
+    shape = settle_shape(survey, options if strict else replace(options, on_error="quarantine"))
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
     record = job_record(source, scheme, options, form.kind, form.libraries)
     seal = StoreSeal(key, store_id_of(key, record))
@@ -153,6 +159,7 @@ def plan_job(
         names=names,
         shards=shards,
         classes=classes,
+        survey=survey,
         owner_folder=owner_folder,
     )
     if options.resume and options.slice.whole:  # before there is an owner's folder; slices ask inside the gate
