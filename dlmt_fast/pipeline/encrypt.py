@@ -21,6 +21,7 @@ from .options import JobOptions
 from .planned import PlannedJob, plan_job
 from .processes import run_here, run_in_processes
 from .slices import Slice
+from .sources import keep_sources
 from .summary import Progress, Summary, counter, no_progress
 from .worker import JobContext, ShardResult, Task
 
@@ -121,6 +122,7 @@ class _Run:
     def work(self, progress: Progress) -> None:
         """Do the shards that do not count yet."""
         job = self._job
+        keep_sources(job.owner, job.source.stamps())
         todo = [shard for shard in self._shards if shard.index not in self._results]
         advance = counter(progress, sum(len(shard.samples) for shard in self._shards))
         advance(sum(len(shard.samples) for shard in self._shards if shard.index in self._results))

@@ -20,6 +20,7 @@ from .open import open_source
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal, store_id_of
+from .sources import what_changed
 from .target import Target
 from .worker import Task, planner
 
@@ -60,7 +61,7 @@ class PlannedJob:
         """Take up or join what is at the target, where that is this job's; see `Target.admit`."""
 
         def explain(other: str) -> str:
-            return _what_differs(OwnerFolder(self.owner_folder(other), self.seal), self.record)
+            return _what_differs(OwnerFolder(self.owner_folder(other), StoreSeal(self.key, other)), self)
 
         self.target.admit(self.store_id, explain, self.options.resume)
 
@@ -161,11 +162,13 @@ def _who(owner: Path) -> str:
     return "; ".join(words if part.whole else f"slice {part}: {words}" for part, words in held(owner).items())
 
 
-def _what_differs(other: OwnerFolder, record: dict[str, Any]) -> str:
+def _what_differs(other: OwnerFolder, job: PlannedJob) -> str:
     found = other.read_record()
     if found is None:
         return f"the key is another, or {other.root} is not where that job kept its record (--owner DIR)"
-    return differences(found, record) or "the key is another"
+    files = found.get("source", {}).get("files", 0)
+    changed = what_changed(other, files, job.source.stamps()) if found.get("source") != job.record["source"] else None
+    return differences(found, job.record, changed) or "the key is another"
 
 
 def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, channels: set[int], form: StoredFormat) -> str:

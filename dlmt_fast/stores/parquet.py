@@ -21,6 +21,7 @@ from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
 from .decode import decode_bytes, probe_bytes
 from .digests import repeated
 from .parquet_format import Columns, Row, is_parquet_name, read_footer, read_rows
+from .walk import files_below
 
 SHARD_ROWS = 1000  # a shard has as many row groups as it takes to reach so many rows
 
@@ -45,7 +46,7 @@ class Group(NamedTuple):
 def looks_like_parquet(path: Path) -> bool:
     """Whether a file begins as a Parquet file does, or a folder holds such files by name."""
     if path.is_dir():
-        return any(is_parquet_name(name) for _, _, names in os.walk(path) for name in names)
+        return any(map(is_parquet_name, files_below(path)))
     try:
         with open(path, "rb") as file:
             return file.read(4) == b"PAR1"
