@@ -22,7 +22,7 @@ from .contract import Published
 FORMAT = "dlmt-store"
 VERSION = 1
 NAME = "dlmt-store.json"
-KINDS = ("folder", "idx", "npy", "webdataset", "parquet")
+KINDS = ("folder", "idx", "npy", "webdataset", "parquet", "zarr")
 DTYPES = ("uint8", "uint16", "int32", "float32", "float16")
 MAX_BYTES = 256 << 20
 _FIELDS = {"format", "version", "kind", "store_id", "dtype", "shape", "count", "shards", "extras", "sealed", "sha256"}
@@ -147,7 +147,7 @@ def _published(entries: Any, path: Path) -> tuple[Published, ...]:
         name, digest = entry["name"], entry["sha256"]
         if not isinstance(name, str) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             _damaged(path, "a shard's entry is malformed")
-        if not name or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+        if "\\" in name or "\0" in name or any(not part or part[0] == "." for part in name.split("/")):
             _damaged(path, "a shard's name leaves the store")
     return tuple(Published(**entry) for entry in entries)
 
