@@ -177,6 +177,27 @@ def test_a_cut_at_every_step(lost: str, kind: str, shards: str, tmp_path: Path, 
         place.verify()
 
 
+@pytest.mark.parametrize("lost", LOSSES[:2])
+@pytest.mark.parametrize(("kind", "package", "shards"), [("parquet", "pyarrow", ".parquet"), ("zarr", "zarr", "/c.")])
+def test_a_cut_at_every_step_of_columns(
+    kind: str, package: str, shards: str, lost: str, tmp_path: Path, key: dlmt.Key
+) -> None:
+    pytest.importorskip(package)
+    place = Place(tmp_path, key, kind)
+    steps, whole = steps_of(place)
+    assert sum(shards in name for name in whole) == (3 if kind == "parquet" else 4)  # and the labels
+    for last in range(steps):
+        shutil.rmtree(place.disk)
+        place.disk.mkdir()
+        disk = Disk(place.disk, last)
+        with pytest.raises(PowerLoss):
+            place.encrypt(disk)
+        disk.restart(lost)
+        place.encrypt(Disk(place.disk), resume=True)
+        assert place.found() == whole, f"after a cut at step {last} of {steps}"
+        place.verify()
+
+
 @pytest.mark.parametrize("lost", LOSSES)
 def test_cuts_while_it_resumes(lost: str, tmp_path: Path, key: dlmt.Key) -> None:
     """Cut again and again, each time a little after what was reached, until a run ends."""
