@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import struct
 from pathlib import Path
@@ -126,6 +127,25 @@ def test_idx_to_zarr_and_back(place: Place) -> None:
     back = zarr.open_group(place.back, mode="r")
     assert np.array_equal(back["t10k-images"][:], pixels(7, 5, 4, seed=1)[:, None])
     assert back["train-labels"][:].tolist() == list(range(6))
+
+
+def test_labels_that_have_no_place_are_told(place: Place) -> None:
+    place.source.mkdir()
+    for name in ("fine", "coarse"):
+        np.save(place.source / f"x_{name}.npy", IMAGES)
+    np.save(place.source / "y_fine.npy", np.arange(5))
+    done = place.encrypt()
+    assert "at most; the source's labels are in y_fine.npy" in "".join(done.notes)
+
+
+def test_packed_images_with_plain_labels(place: Place) -> None:
+    place.source.mkdir()
+    header = struct.pack(">BBBB3I", 0, 0, 8, 3, 3, 5, 4)
+    packed = gzip.compress(header + pixels(3, 5, 4).tobytes(), mtime=0)
+    (place.source / "train-images-idx3-ubyte.gz").write_bytes(packed)
+    (place.source / "train-labels-idx1-ubyte").write_bytes(struct.pack(">BBBBI", 0, 0, 8, 1, 3) + b"\7\5\0")
+    assert place.encrypt().outputs == 3
+    assert zarr.open_group(place.store, mode="r")["train-labels"][:].tolist() == [7, 5, 0]
 
 
 def test_npy_to_zarr_and_back(place: Place) -> None:

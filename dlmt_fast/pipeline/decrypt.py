@@ -111,7 +111,7 @@ def _decrypt_shard(
     advance: Advance,
 ) -> tuple[Published, list[str]]:
     plain = store.form.plain_name
-    restored = {stored: plain(originals.name(original)) for stored, original in _names_of(ledger).items()}
+    restored = {stored: plain(originals.name(original), stored) for stored, original in _names_of(ledger).items()}
     by_place = dict(enumerate(restored.values()))  # where the store keeps no names, the order tells
     bounds = np.array(ledger.get("bounds", []), np.int32)
     order = _ledger_order(ledger)
@@ -187,4 +187,5 @@ class OriginalNames:
 
 
 def _as_png(path: str) -> str:
-    return path.rpartition(".")[0] + ".png"
+    folder, slash, last = path.rpartition("/")
+    return folder + slash + (last.rpartition(".")[0] or last) + ".png"

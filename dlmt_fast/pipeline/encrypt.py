@@ -271,6 +271,9 @@ def _notes(job: PlannedJob) -> list[str]:
         shown = [f"{number} {name}" for number, name in enumerate(job.classes[:_SHOWN])]
         more = [f"and {len(job.classes) - _SHOWN} more in this order"] if len(job.classes) > _SHOWN else []
         notes.append(f"classes by number: {', '.join(shown + more)}")
+    extras = list(job.source.extras)
+    if job.form.labelled and len(extras) != len(job.shards) and extras:
+        notes.append(f"an image has one label in the target at most; the source's labels are in {', '.join(extras)}")
     if job.source.left_alone:
         notes.append(f"left alone: {job.source.left_alone}")
     return notes

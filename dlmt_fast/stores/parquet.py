@@ -69,10 +69,12 @@ class ParquetRows:
         self._known: tuple[int, list[Row]] = (-1, [])
 
     def path_of(self, index: int) -> str:
-        """The file, `#` and the row there; and behind two slashes the row's `path`, where it has a plain one."""
+        """The file, and behind two slashes the row there; or `#` and the row, and behind two slashes its `path`, where
+        it has a plain one."""
         group, row = self._find(index)
-        place = f"{group.path}#{group.first + index - group.rows.start}"
-        return f"{place}//{row.path}" if row.path is not None and _is_plain(row.path) else place
+        place = group.first + index - group.rows.start
+        named = row.path is not None and _is_plain(row.path)
+        return f"{group.path}#{place}//{row.path}" if named else f"{group.path}//{place}"
 
     def label_of(self, index: int) -> int | None:
         """The row's label; 0 where it is null, as such a row is refused. None where there are no labels."""

@@ -130,8 +130,9 @@ class StoredFormat(Protocol):
         """Whether a sample can have this name, and no file of the store's own has it."""
         ...
 
-    def plain_name(self, original: str) -> str:
-        """What a decrypted image is called; `original` is its path in the source, with .png."""
+    def plain_name(self, original: str, stored: str) -> str:
+        """What a decrypted image is called; `original` is its path in the source, with .png, `stored` its name in the
+        store."""
         ...
 
     def shard_name(self, shard: ShardSpec, base: str) -> str:
@@ -196,7 +197,7 @@ class OneFile:
     def holds(self, name: str) -> bool:
         return not name
 
-    def plain_name(self, original: str) -> str:
+    def plain_name(self, original: str, stored: str) -> str:
         return original
 
     def files(self, root: Path, shard: Published) -> set[str]:

@@ -52,8 +52,10 @@ class FolderFormat:
     def holds(self, name: str) -> bool:
         return can_be_listed(name)
 
-    def plain_name(self, original: str) -> str:
-        return original.replace("//", "/")
+    def plain_name(self, original: str, stored: str) -> str:
+        """A sample of a tar lies in its class, then in a folder called as the tar."""
+        tar, inside, name = original.partition("//")
+        return "/".join(filter(None, (stored.rpartition("/")[0], tar, name))) if inside else original
 
     def labels_name(self, shard: str) -> str | None:
         return None
