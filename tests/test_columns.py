@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import pickle
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -103,3 +105,22 @@ def test_pixels_and_labels_come_back(source: str, target: str, tmp_path: Path, k
     assert len(before) == done.outputs == (18 if source == "idx" else 6)
     assert {label for _, label in before} == {0, 1, 2}
     assert contents(tmp_path / "c", target) == before
+
+
+def test_a_folder_needs_none_of_their_libraries(tmp_path: Path, key: dlmt.Key) -> None:
+    make_folder(tmp_path)
+    key.save(tmp_path / "k.dlmtkey", params=SCHEME.params)
+    (tmp_path / "source").mkdir()
+    for name in "012":
+        (tmp_path / name).rename(tmp_path / "source" / name)
+    words = ["encrypt", "source", "store", "--key", "k.dlmtkey", "--workers", "1"]
+    program = (
+        "import sys; from dlmt_fast.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print(sorted({'pyarrow', 'zarr', 'google_crc32c', 'datasets', 'pandas'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, *words], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
