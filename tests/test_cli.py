@@ -163,7 +163,7 @@ WRONG_USE: list[tuple[str, str]] = [
 ]
 FAILED: list[tuple[str, str]] = [
     ("encrypt nothing new --key k", "nothing does not exist"),
-    ("encrypt text new --key k", "text is neither a folder of images, nor an IDX or .npy file"),
+    ("encrypt text new --key k", "text is neither a folder of images"),
     ("encrypt text new --key k --from idx", "text is not an IDX file"),
     ("encrypt empty new --key k", "empty holds no files to read"),
     ("encrypt photos new --key missing", "no key file missing; dlmt keygen makes one"),

@@ -191,7 +191,7 @@ def test_what_we_wrote_is_read(tmp_path: Path) -> None:
     assert np.array_equal(np.stack([found[i] for i in range(30)]), images)
     assert labels == {i: i for i in range(30)}
     assert refused == []
-    assert source.path_of(17) == "train-00000-of-00001.parquet#17"
+    assert source.path_of(17) == "train-00000-of-00001.parquet//17"
     assert source.left_alone == ""
 
 
@@ -204,24 +204,28 @@ def test_a_folder_of_files_in_shards_of_whole_row_groups(tmp_path: Path) -> None
     assert [len(shard.samples) for shard in source.shards()] == [8, 6, 6, 8, 2]
     assert [shard.index for shard in source.shards()] == list(range(5))
     order = [20, *range(21, 30), *range(10, 20), *range(10)]
-    assert source.path_of(12) == "data/a.parquet#2"
-    source.survey()
-    assert source.path_of(12) == "1/2.png"
-    assert [source.path_of(i) for i in range(30)] == [f"{n // 10}/{n % 10}.png" for n in order]
+    assert [source.path_of(i) for i in (0, 12)] == ["c.parquet#0//2/0.png", "data/a.parquet#2//1/2.png"]
+    assert [source.path_of(i).rpartition("//")[2] for i in range(30)] == [f"{n // 10}/{n % 10}.png" for n in order]
     found, labels, _ = read_all(source)
     assert [labels[i] for i in range(30)] == [n % 3 for n in order]
     assert all(np.array_equal(found[i], pixels(3, 4, 5, seed=n)) for i, n in enumerate(order))
     for shard in source.shards():
         part = source.part(shard.samples)
         assert [part.path_of(i) for i in shard.samples] == [source.path_of(i) for i in shard.samples]
+        assert [part.label_of(i) for i in shard.samples] == [labels[i] for i in shard.samples]
 
 
-@pytest.mark.parametrize("paths", [["a.png", None], ["a.png", "a.png"], ["a.png", "../b.png"], ["a.png", "/b"]])
-def test_paths_that_tell_no_rows_apart(paths: list[str | None], tmp_path: Path) -> None:
-    path = table([row(i, name) for i, name in enumerate(paths)], tmp_path / "x.parquet")
-    source = ParquetSource(path)
-    source.survey()
-    assert [source.path_of(i) for i in range(2)] == ["x.parquet#0", "x.parquet#1"]
+@pytest.mark.parametrize("path", [None, "", "../b.png", "/b", "a//b", "a\\b", "a\nb", "x/."])
+def test_paths_that_no_image_can_have(path: str | None, tmp_path: Path) -> None:
+    source = ParquetSource(table([row(0, path)], tmp_path / "x.parquet"))
+    assert source.path_of(0) == "x.parquet//0"
+
+
+def test_a_shard_is_of_one_split(tmp_path: Path) -> None:
+    for name in ("train-0.parquet", "test/0.parquet", "cats.parquet", "t10k-images.parquet"):
+        table([row(0), row(1)], tmp_path / name)
+    found = [(shard.name, len(shard.samples)) for shard in ParquetSource(tmp_path).shards()]
+    assert found == [("train-00000.parquet", 2), ("test-00001.parquet", 4), ("train-00002.parquet", 2)]
 
 
 @pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary()])
@@ -251,7 +255,7 @@ def test_rows_that_cannot_be_taken(tmp_path: Path) -> None:
     assert sorted(found) == [0, 3]
     assert labels == {0: 0, 3: 0}
     reasons = {item.index: item.reason for item in refused}
-    assert [item.path for item in refused] == [f"x.parquet#{i}" for i in (1, 2, 4, 5)]
+    assert [item.path for item in refused] == ["x.parquet//1", "x.parquet#2//x", "x.parquet//4", "x.parquet//5"]
     assert reasons[1] == reasons[2] == "its image is null"
     assert "no PNG" in reasons[4]
     assert reasons[5] == "its label is null"

@@ -20,7 +20,7 @@ from .options import (
     parsed_size,
 )
 from .progress import shown
-from .shared import console, cpus, finish, load_key, scheme_of, terminate_as_interrupt
+from .shared import console, cpus, finish, load_key, scheme_of
 
 
 def encrypt(
@@ -83,7 +83,7 @@ def encrypt(
         console().print(f"{normalize}: decrypting will need the owner's folder besides the key.", highlight=False)
     left: list[str] = []
     try:
-        with shown("encrypt", progress_mode, as_json, options.workers) as progress, terminate_as_interrupt():
+        with shown("encrypt", progress_mode, as_json, options.workers) as progress:
             summary = encrypt_store(
                 source,
                 target,

@@ -1,6 +1,7 @@
 """The console entry point: the commands, and errors as one line and an exit code.
 
-Exit codes: 0 done, 1 failed, 2 wrong use, 3 done but with quarantined inputs.
+Exit codes: 0 done, 1 failed, 2 wrong use, 3 done but with quarantined inputs,
+130 or 143 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import NoReturn
 import typer
 
 from ..errors import DlmtError, ParameterError, UsageError
+from .completion import completed
 from .encrypt import encrypt
 from .keys import keygen
-from .shared import console
+from .shared import Stopped, console, stopped_by_signals
 from .stores import decrypt, verify
 from .tools import bench, demo, info
 from .training import train
@@ -28,27 +30,28 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 for command in (keygen, encrypt, decrypt, verify, train, info, bench, demo):
-    app.command()(command)
+    app.command()(completed(command))
 
 
 def main() -> None:
     """Run the command line: our own errors become one line and an exit code, never a traceback."""
     try:
-        app()
+        with stopped_by_signals():
+            app()
     except (UsageError, ParameterError) as error:
         _stop(error, 2)
     except (DlmtError, OSError) as error:
         _stop(error, 1)
-    except KeyboardInterrupt:
-        _stop("interrupted", 1)
+    except Stopped as stop:
+        _stop(stop, stop.exit_code)
     except SystemExit as stop:
         if stop.code == 2 and "--json" in sys.argv[1:]:  # typer has told stderr what is wrong
             print(json.dumps({"error": "wrong use: see stderr", "kind": "UsageError", "exit_code": 2}))
         raise
 
 
-def _stop(message: object, code: int) -> NoReturn:
+def _stop(message: BaseException, code: int) -> NoReturn:
     if "--json" in sys.argv[1:]:
         print(json.dumps({"error": str(message), "kind": type(message).__name__, "exit_code": code}))
-    console().print(f"dlmt: {message}", style="red" if code == 1 else "yellow", highlight=False, markup=False)
+    console().print(f"dlmt: {message}", style="yellow" if code == 2 else "red", highlight=False, markup=False)
     sys.exit(code)

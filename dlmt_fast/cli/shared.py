@@ -92,18 +92,28 @@ def cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+class Stopped(BaseException):
+    """A signal asked this process to end: what runs cleans up, as for any error."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.exit_code = 128 + number
+
+
 @contextmanager
-def terminate_as_interrupt() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does: through the clean-up."""
+def stopped_by_signals() -> Iterator[None]:
+    """Ctrl-C and SIGTERM raise `Stopped` in the block, unless the process was started to ignore them."""
 
     def stop(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
+        raise Stopped(number)
 
     if threading.current_thread() is not threading.main_thread():  # where Python allows no handlers
         yield
         return
-    before = signal.signal(signal.SIGTERM, stop)
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,12 @@ def refuse_other_versions(recorded: Mapping[str, str]) -> None:
     Raises:
         StoreError: that; the message says what differs.
     """
-    here = versions()
+    here: dict[str, str | None] = {**versions()}
+    for library in recorded.keys() - here.keys():
+        try:
+            here[library] = version(library)
+        except PackageNotFoundError:
+            here[library] = None
     others = sorted(name for name in {*here, *recorded} if here.get(name) != recorded.get(name))
     if others:
         words = [f"{name} {recorded.get(name)} in the job record, {here.get(name)} here" for name in others]
@@ -40,8 +46,10 @@ def refuse_other_versions(recorded: Mapping[str, str]) -> None:
         )
 
 
-def job_record(source: Source, scheme: DLMT, options: JobOptions, target_kind: str) -> dict[str, Any]:
-    """The record whose keyed digest is the store's id."""
+def job_record(
+    source: Source, scheme: DLMT, options: JobOptions, target_kind: str, libraries: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The record whose keyed digest is the store's id; `libraries` write the target's files."""
     files, digest = 0, hashlib.sha256()
     for stamp in source.stamps():
         digest.update(canonical_json([stamp.path, stamp.size, stamp.mtime_ns]) + b"\n")
@@ -53,7 +61,7 @@ def job_record(source: Source, scheme: DLMT, options: JobOptions, target_kind: s
         "target": target_kind,
         "scheme": scheme.params,
         "options": options.recorded(),
-        "versions": versions(),
+        "versions": versions() | {name: version(name) for name in libraries},
     }
 
 

@@ -57,17 +57,18 @@ class OutputNames:
     ) -> None:
         self._source, self._form, self._seal, self._never_written = source, form, seal, never_written
         self._named, self._keep, self._suffix = form.named, options.names == "keep", form.suffix(dtype)
-        paths = (part.path_of(index) for index, part in self._samples())
+        paths = (part.path_of(index) for index, part in self._samples() if source.in_folders)
         self._namer = Namer(seal, self._keep, options.classes == "index", paths, self._suffix)
         if self._named:
             self._refuse_the_same()
 
     def of(self, shard: ShardSpec) -> dict[int, str]:
-        """Each sample's output name by index, in writing order."""
+        """Each sample's output name by index, in writing order: that of names, and of arrays their own."""
         if not self._named:
             return dict.fromkeys(shard.samples, "")
         part = self._source.part(shard.samples)
-        return dict(sorted(((index, self._name(index, part)) for index in shard.samples), key=lambda item: item[1]))
+        named = ((index, self._name(index, part)) for index in shard.samples)
+        return dict(sorted(named, key=lambda item: item[1]) if self._source.named else named)
 
     def _samples(self) -> Iterator[tuple[int, Reader]]:
         """Every sample, a shard at a time, with what knows its path."""

@@ -11,11 +11,14 @@ from ..stores.folder import FolderSource
 from ..stores.folder import Options as FolderOptions
 from ..stores.idx import IdxSource, looks_like_idx
 from ..stores.npy_arrays import NpySource, looks_like_npy
+from ..stores.parquet import Decoding as ParquetDecoding
+from ..stores.parquet import ParquetSource, looks_like_parquet
 from ..stores.webdataset import Decoding, WebdatasetSource, looks_like_webdataset
+from ..stores.zarr_arrays import ZarrSource, looks_like_zarr
 from .options import JobOptions
 
-KINDS = ("folder", "webdataset", "idx", "cifar", "npy")
-_WORDS = {"idx": "IDX files", "cifar": "CIFAR", "npy": ".npy files"}
+KINDS = ("folder", "webdataset", "idx", "cifar", "npy", "parquet", "zarr")
+_WORDS = {"idx": "IDX files", "cifar": "CIFAR", "npy": ".npy files", "zarr": "Zarr arrays"}
 
 
 def kind_of(path: Path, named: str | None) -> str:
@@ -35,6 +38,10 @@ def kind_of(path: Path, named: str | None) -> str:
         return "cifar"
     if looks_like_webdataset(path):
         return "webdataset"
+    if looks_like_zarr(path):
+        return "zarr"
+    if looks_like_parquet(path):
+        return "parquet"
     if looks_like_npy(path):
         return "npy"
     if looks_like_idx(path):
@@ -42,8 +49,8 @@ def kind_of(path: Path, named: str | None) -> str:
     if path.is_dir():
         return "folder"
     raise StoreError(
-        f"{path} is neither a folder of images, nor a tar of samples, nor an IDX or .npy file, nor an archive of "
-        "CIFAR; --from names its kind"
+        f"{path} is neither a folder of images, nor a tar of samples, nor a Parquet, IDX or .npy file, nor an "
+        "archive of CIFAR; --from names its kind"
     )
 
 
@@ -60,10 +67,24 @@ def open_source(path: Path, options: JobOptions, named: str | None = None) -> So
     if kind == "webdataset":
         _refuse(options, ("ignore", "shard_size"), "tars of samples, which are shards as they are")
         return WebdatasetSource(path, Decoding(options.channels, options.size, options.fit))
-    left = ("size", "fit", "channels", "ignore", "classes", "shard_size", *(() if kind == "npy" else ("names",)))
+    if kind == "parquet":
+        _refuse(options, ("ignore",), "Parquet files")
+        decoding = ParquetDecoding(options.channels, options.size, options.fit)
+        return ParquetSource(path, decoding, options.shard_size)
+    left = (
+        "size",
+        "fit",
+        "channels",
+        "ignore",
+        "classes",
+        "shard_size",
+        *(() if kind in ("npy", "zarr") else ("names",)),
+    )
     _refuse(options, left, f"{_WORDS[kind]}, whose images are unnamed pixels")
     if kind == "idx":
         return IdxSource(path)
+    if kind == "zarr":
+        return ZarrSource(path)
     return CifarSource(path) if kind == "cifar" else NpySource(path)
 
 

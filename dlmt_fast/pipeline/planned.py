@@ -13,7 +13,7 @@ from ..stores.contract import Reader, Shape, ShardSpec, Source
 from ..stores.publish import FileOps
 from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
-from .kinds import check_dtype, shard_name, target_format
+from .kinds import check_dtype, original_name, shard_name, target_format
 from .locks import held
 from .naming import OutputNames
 from .open import open_source
@@ -66,7 +66,9 @@ class PlannedJob:
         self.target.admit(self.store_id, explain, self.options.resume)
 
     def labels(self) -> Iterator[tuple[str, str]]:
-        """(name in the source, name in the target) of the labels files."""
+        """(name in the source, name in the target) of the labels files that go beside the shards."""
+        if self.form.labelled:
+            return iter(())
         return self.source.extra_names([shard.name for shard in self.shards])
 
     @property
@@ -91,14 +93,36 @@ class PlannedJob:
         """The work on some of the shards, made when it is asked for."""
         originals = self.source.shards()
         for shard in shards:
-            reader, original = self.source.part(shard.samples), originals[shard.index].name
-            if self.source.kind != self.kind:
-                original = self.form.shard_name(shard, original)
+            reader, original = (
+                self.source.part(shard.samples),
+                original_name(self.form, self.source, originals[shard.index]),
+            )
             yield Task(shard, self.names.of(shard), reader, original, self._contents(shard, reader))
 
     def _contents(self, shard: ShardSpec, reader: Reader) -> Contents:
         labelled = self.form.labelled and len(shard.samples) > 0 and reader.label_of(shard.samples.start) is not None
-        return Contents(self.dtype, self.source.array_shape(shard.index), labelled, self.classes)
+        shown = self.classes if self.options.classes == "keep" else None
+        array = self.source.array_shape(shard.index)
+        joined = self.form.joined and self.source.named
+        first = self.shards[0] if joined else shard
+        return Contents(
+            dtype=self.dtype,
+            array=array,
+            labelled=labelled,
+            classes=shown,
+            names=self.options.names == "keep",
+            shape=self.shape,
+            first=len(first.samples),
+            several=joined and len(self.shards) > 1,
+        )
+
+    def written_labels(self, shard: ShardSpec) -> list[int] | None:
+        """The class numbers of a shard's samples in writing order, where it is to hold some."""
+        reader = self.source.part(shard.samples)
+        if not self._contents(shard, reader).labelled:
+            return None
+        found = [reader.label_of(index) for index in self.names.of(shard)]
+        return [label for label in found if label is not None]
 
 
 def plan_job(
@@ -118,7 +142,7 @@ def plan_job(
     joins = options.resume or not options.slice.whole
     target = Target(
         target_path,
-        source.single and form.one_file,
+        source.single and form.one_file and not form.joined,
         source_path,
         options.overwrite,
         joins,
@@ -127,8 +151,9 @@ def plan_job(
     )
     survey = source.survey()
     shape = settle_shape(survey, options)
+    form.check_job(shape, options.on_error)
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
-    record = job_record(source, scheme, options, form.kind)
+    record = job_record(source, scheme, options, form.kind, form.libraries)
     seal = StoreSeal(key, store_id_of(key, record))
     names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)

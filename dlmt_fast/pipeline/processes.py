@@ -7,9 +7,9 @@ import os
 import signal
 import threading
 from collections.abc import Generator, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import connection, reduction
+from multiprocessing import connection, reduction, resource_tracker
 from typing import Any
 
 from ..errors import DlmtError, StoreError
@@ -27,6 +27,30 @@ def run_here(
     work = ShardWork(job)
     for task in tasks:
         yield task, work.run(task, advance)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Signals wait for the end of the block, so that no process is left half-started, and a process that is started in
+    it is deaf to Ctrl-C from its first instruction on."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    heard: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if callable(handler)}
+    for number in handlers:  # the mask alone would not do: another thread of this process may take the signal
+        signal.signal(number, lambda number, frame: heard.append(number))
+    resource_tracker.ensure_running()  # starting a process does this first, and would end the mask
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for each in heard:
+            signal.raise_signal(each)
 
 
 class _Lock:
@@ -69,7 +93,8 @@ def run_in_processes(
     def start() -> _Worker:
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs, job, _Lock(lock)), daemon=True)
-        process.start()
+        with _undisturbed():
+            process.start()
         theirs.close()
         return _Worker(process, ours, Tally(advance))
 
@@ -123,7 +148,8 @@ def _bury(worker: _Worker, task: Task, job: JobContext, deaths: dict[int, int]) 
             f"shard {index} ended {_DEATHS} workers, the last {how}; signal 9 is most often too little memory: "
             "fewer --workers or a smaller --shard-size need less"
         )
-    folders = {(job.target / name).parent for name in task.names.values()} | {job.target, job.owner}
+    folders = {(job.target / name).parent for name in (*task.names.values(), task.shard.name)}
+    folders |= {job.target, job.owner}
     remove_leftovers((folder for folder in folders if folder.is_dir()), job.store_id, job.ops, {index})
 
 

@@ -17,7 +17,7 @@ from ..functional import encrypt
 from ..keys import Key
 from ..schemes import DLMT, Plan
 from ..stores.contract import Array, Batch, Published, Reader, Refused, ShardSpec, ShardWriter
-from ..stores.publish import OS, FileOps
+from ..stores.publish import OS, FileOps, naming_a_full_disk
 from .formats import Contents, Place, format_of
 from .job import refuse_other_versions, refused_error, versions
 from .options import JobOptions
@@ -81,7 +81,7 @@ class JobContext:
     decoders: int
     threads: int | None
     ops: FileOps = OS
-    versions: Mapping[str, str] = field(default_factory=versions)
+    versions: Mapping[str, str] = field(default_factory=versions)  # of a job without libraries of its own
 
 
 class Plans:
@@ -149,10 +149,11 @@ class ShardWork:
     def _attempt(self, task: Task, attempt: int, advance: Advance) -> ShardResult:
         job, index = self._job, task.shard.index
         place = Place(job.target, job.store_id, job.ops)
-        writer = format_of(job.kind).writer(place, task.shard, task.contents)
-        published, ledger, refused = encrypt_shard(
-            task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, self._retire
-        )
+        with naming_a_full_disk(job.target):
+            writer = format_of(job.kind).writer(place, task.shard, task.contents)
+            published, ledger, refused = encrypt_shard(
+                task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, self._retire
+            )
         self._refuse_another_result(index, published)
         # The entry comes last: it makes the shard count, so all else of the shard is on disk by then.
         self._owner.write_ledger(index, published.sha256, ledger)

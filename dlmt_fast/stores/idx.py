@@ -276,11 +276,12 @@ class IdxSource:
         return self._runs.path_of(index)
 
     def label_of(self, index: int) -> int | None:
-        """From `train-labels-idx1-ubyte`, where the images are `train-images-idx3-ubyte`."""
+        """From `train-labels-idx1-ubyte`, where the images are `train-images-idx3-ubyte`; .gz or not."""
         shard, first = self._runs.find(index)
         if shard not in self._labels:
-            name = self.images[shard].replace("images", "labels").replace("idx3", "idx1")
-            self._labels[shard] = self.read_labels(name)[8:] if name in self.extras else None
+            wanted = self.images[shard].removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+            name = next((name for name in self.extras if name.removesuffix(".gz") == wanted), None)
+            self._labels[shard] = None if name is None else self.read_labels(name)[8:]
         labels = self._labels[shard]
         if labels is not None and len(labels) != self.headers[shard].sizes[0]:
             raise StoreError(

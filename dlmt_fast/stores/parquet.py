@@ -1,7 +1,7 @@
 """Images in Parquet files, as a source: one file, or all of a folder, in the order of their paths' bytes.
 
 Rows keep their order. Files are read a few rows at a time; a shard is a run of whole row groups, so that no worker
-reads what another one does. A row is called by its `path` where every row has one of its own; else by file and place.
+reads what another one does.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
 from .decode import decode_bytes, probe_bytes
-from .digests import repeated
-from .parquet_format import Columns, Row, is_parquet_name, read_footer, read_rows
+from .parquet_format import Columns, Row, is_parquet_name, read_footer, read_rows, shard_name, split_of
 from .walk import files_below
 
 SHARD_ROWS = 1000  # a shard has as many row groups as it takes to reach so many rows
@@ -55,11 +54,7 @@ def looks_like_parquet(path: Path) -> bool:
 
 
 class ParquetRows:
-    """Reads rows of Parquet files by their index. What a worker gets: the row groups of its shard alone.
-
-    Args:
-        named: rows are called by their paths.
-    """
+    """Reads rows of Parquet files by their index. What a worker gets: the row groups of its shard alone."""
 
     def __init__(
         self,
@@ -68,22 +63,32 @@ class ParquetRows:
         columns: Columns,
         stamps: dict[str, FileStamp],
         groups: Sequence[Group],
-        named: bool = False,
     ) -> None:
-        self.root, self.decoding, self.columns, self.named = root, decoding, columns, named
+        self.root, self.decoding, self.columns = root, decoding, columns
         self._by_path, self._groups = stamps, groups
         self._starts = [group.rows.start for group in groups]
-        self._paths: tuple[int, list[str]] = (-1, [])
+        self._known: tuple[int, list[Row]] = (-1, [])
 
     def path_of(self, index: int) -> str:
-        """What a row is called. Asked in the order of rows, it reads each row group's paths once."""
+        """The file, and behind two slashes the row there; or `#` and the row, and behind two slashes its `path`, where
+        it has a plain one."""
+        group, row = self._find(index)
+        place = group.first + index - group.rows.start
+        named = row.path is not None and _is_plain(row.path)
+        return f"{group.path}#{place}//{row.path}" if named else f"{group.path}//{place}"
+
+    def label_of(self, index: int) -> int | None:
+        """The row's label; 0 where it is null, as such a row is refused. None where there are no labels."""
+        return None if self.columns.label is None else self._find(index)[1].label or 0
+
+    def _find(self, index: int) -> tuple[Group, Row]:
+        """A row without its image. Asked in the order of rows, this reads each row group once."""
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
         group = self._groups[number]
-        if not self.named:
-            return f"{group.path}#{group.first + index - group.rows.start}"
-        if self._paths[0] != number:
-            self._paths = number, [row.path or "" for row in self._rows([group], paths_only=True)]
-        return self._paths[1][index - group.rows.start]
+        if self._known[0] != number:
+            rows = list(self._rows([group], names_only=True))
+            self._known = number, rows or [Row(i, None, None, None) for i in group.rows]
+        return group, self._known[1][index - group.rows.start]
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """Rows in their own order, whatever the order of `indices`; images are decoded in `workers` threads."""
@@ -99,10 +104,9 @@ class ParquetRows:
             for row in self._rows([group for group in run if not wanted.isdisjoint(group.rows)]):
                 if row.index in wanted:
                     labels[row.index] = row.label or 0
-                    path = (row.path or "") if self.named else self.path_of(row.index)
-                    yield Encoded(row.index, path, partial(self._decode, row))
+                    yield Encoded(row.index, self.path_of(row.index), partial(self._decode, row))
 
-    def _rows(self, groups: list[Group], paths_only: bool = False) -> Iterator[Row]:
+    def _rows(self, groups: list[Group], names_only: bool = False) -> Iterator[Row]:
         """The rows of successive row groups of one file."""
         if not groups:
             return
@@ -110,7 +114,7 @@ class ParquetRows:
         rows = range(groups[0].rows.start, groups[-1].rows.stop)
         assert len(rows) == sum(len(group.rows) for group in groups), "a shard is a run of row groups"
         self._by_path[path].check_unchanged(self.root)
-        yield from read_rows(self.root / path, self.columns, places, rows, paths_only)
+        yield from read_rows(self.root / path, self.columns, places, rows, names_only)
 
     def _decode(self, row: Row) -> Array:
         self._check(row)
@@ -127,14 +131,16 @@ class ParquetSource(ParquetRows):
     """Reads the Parquet file `path`, or all such files of a folder, which have the same columns."""
 
     kind = "parquet"
+    named = own_names = True
+    in_folders = single = False
 
     def __init__(self, path: Path, decoding: Decoding | None = None, shard_rows: int = SHARD_ROWS) -> None:
         if not path.exists():
             raise StoreError(f"{path} does not exist")
-        self.single = not path.is_dir()
-        root = path.parent if self.single else path
-        names = [path.name] if self.single else _files(path)
-        files = [name for name in names if self.single or is_parquet_name(name)]
+        folder = path.is_dir()
+        root = path if folder else path.parent
+        names = _files(path) if folder else [path.name]
+        files = [name for name in names if is_parquet_name(name) or not folder]
         if not files:
             raise StoreError(f"{path} holds no Parquet file (*.parquet)")
         self._left_out = sorted(set(names) - set(files))
@@ -169,24 +175,17 @@ class ParquetSource(ParquetRows):
     def extra_bytes(self, name: str) -> bytes:
         raise NotImplementedError("labels are in the rows")
 
+    def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
+        return iter(())
+
     def stamps(self) -> Iterator[FileStamp]:
         return iter(self._stamps)
 
     def survey(self) -> Survey:
-        """The shapes of all images, from their headers; and whether paths tell the rows apart."""
+        """The shapes of all images, from their headers."""
         survey = Survey()
-        self._all_named = self.columns.paths
-        twice = repeated(self._surveyed(survey))
-        self.named = self._all_named and not twice
-        return survey
-
-    def _surveyed(self, survey: Survey) -> Iterator[str]:
-        """Enter every row in `survey`; gives the rows' paths as long as each has one."""
         for _, run in groupby(self._groups, key=lambda group: group.path):
             for row in self._rows(list(run)):
-                self._all_named = self._all_named and row.path is not None and _is_plain(row.path)
-                if self._all_named:
-                    yield row.path or ""
                 try:
                     self._check(row)
                     shape = probe_bytes(row.image or b"", self.decoding.channels)
@@ -194,18 +193,28 @@ class ParquetSource(ParquetRows):
                     survey.refused.append(Refused(row.index, self.path_of(row.index), str(error)))
                     continue
                 survey.add(self._shape(shape), self.path_of(row.index))
+        return survey
 
     def _shape(self, shape: Shape) -> Shape:
         return shape if self.decoding.size is None else (shape[0], *self.decoding.size)
 
+    def number_classes(self) -> tuple[str, ...] | None:
+        """The names of the labels, where the files tell them."""
+        return self.columns.classes
+
+    def array_shape(self, shard: int) -> tuple[int, ...]:
+        return ()
+
     def shards(self) -> list[ShardSpec]:
-        """Runs of whole row groups, of `shard_rows` rows at least but for the last."""
+        """Runs of whole row groups of one split, of `shard_rows` rows at least but for the last of a split."""
         shards: list[ShardSpec] = []
         start = 0
-        for group in self._groups:
-            if group.rows.stop - start >= self._shard_rows or group is self._groups[-1]:
-                shards.append(ShardSpec(len(shards), f"{len(shards):05d}", range(start, group.rows.stop)))
-                start = group.rows.stop
+        for group, following in zip(self._groups, [*self._groups[1:], None], strict=True):
+            split, stop = split_of(group.path), group.rows.stop
+            last = following is None or split_of(following.path) != split
+            if stop > start and (last or stop - start >= self._shard_rows):
+                shards.append(ShardSpec(len(shards), shard_name(split, len(shards)), range(start, stop)))
+                start = stop
         return shards
 
     def part(self, samples: range) -> ParquetRows:
@@ -214,7 +223,7 @@ class ParquetSource(ParquetRows):
             group for group in self._groups if group.rows.start < samples.stop and samples.start < group.rows.stop
         ]
         stamps = {group.path: self._by_path[group.path] for group in groups}
-        return ParquetRows(self.root, self.decoding, self.columns, stamps, groups, self.named)
+        return ParquetRows(self.root, self.decoding, self.columns, stamps, groups)
 
 
 def _files(folder: Path) -> list[str]:

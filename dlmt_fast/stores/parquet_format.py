@@ -71,6 +71,19 @@ def library() -> Any:
     return pyarrow
 
 
+def split_of(name: str) -> str:
+    """Which split the name of a file stands for: train, test or validation; train where it tells none."""
+    words = set(re.split(r"[^a-z0-9]+", name.lower()))
+    if words & {"test", "t10k", "testing", "eval", "evaluation"}:
+        return "test"
+    return "validation" if words & {"validation", "valid", "val", "dev"} else "train"
+
+
+def shard_name(split: str, number: int) -> str:
+    """What a shard is called, so that `datasets` finds its split."""
+    return f"{split}-{number:05d}.parquet"
+
+
 def is_parquet_name(name: str) -> bool:
     """Whether a file name ends as a Parquet file's."""
     return _NAME.fullmatch(name.lower()) is not None
@@ -103,24 +116,24 @@ def read_footer(path: Path) -> Footer:
 
 
 def read_rows(
-    path: Path, columns: Columns, groups: Sequence[int], rows: range, paths_only: bool = False
+    path: Path, columns: Columns, groups: Sequence[int], rows: range, names_only: bool = False
 ) -> Iterator[Row]:
     """The rows of some row groups, a few in memory at a time.
 
     Args:
         rows: the indices that they are given.
-        paths_only: leave images and labels out, and read no byte of them.
+        names_only: leave images out, and read no byte of them.
 
     Raises:
         StoreDamagedError: the file is damaged, or has another number of rows there.
     """
     wanted = [columns.image] + ([columns.label] if columns.label else [])
-    if paths_only:
-        wanted = [f"{columns.image}.path"] if columns.paths else []
+    if names_only:
+        wanted = ([f"{columns.image}.path"] if columns.paths else []) + ([columns.label] if columns.label else [])
     with _opened(path) as file:
         left = iter(rows)
         for batch in file.iter_batches(_READ_ROWS, list(groups), wanted, use_threads=False) if wanted else ():
-            for values in zip(*_values(batch, columns, paths_only), strict=True):
+            for values in zip(*_values(batch, columns, names_only), strict=True):
                 index = next(left, None)
                 if index is None:
                     raise StoreDamagedError(f"{path} is damaged: it has more rows than it says")
@@ -130,19 +143,19 @@ def read_rows(
         raise StoreDamagedError(f"{path} is damaged: it has fewer rows than it says")
 
 
-def _values(batch: Any, columns: Columns, paths_only: bool) -> tuple[Any, Any, Any]:
+def _values(batch: Any, columns: Columns, names_only: bool) -> tuple[Any, Any, Any]:
     """Images, paths as UTF-8, and labels of some rows; lists of None where there are none."""
     import pyarrow as pa
 
     nothing = [None] * len(batch)
-    image = batch.column(columns.image)
+    image: Any = nothing if names_only and not columns.paths else batch.column(columns.image)
     paths: Any = nothing
-    if columns.nested:
+    if columns.nested and image is not nothing:
         names = [field.name for field in image.type]
         parts = image.flatten()  # takes the struct's own nulls into the children
-        image = nothing if paths_only else parts[names.index("bytes")]
+        image = nothing if names_only else parts[names.index("bytes")]
         paths = parts[names.index("path")].cast(pa.large_binary()) if columns.paths else nothing
-    labels = batch.column(columns.label).cast(pa.int64()) if columns.label and not paths_only else nothing
+    labels = batch.column(columns.label).cast(pa.int64()) if columns.label else nothing
     return image, paths, labels
 
 

@@ -53,7 +53,7 @@ class ParquetWriter:
     Args:
         labels: whether each image comes with an integer, for the column `label`.
         classes: the names of the labels, where they are to be public.
-        paths: whether the names go into `image.path`; else that is null everywhere.
+        paths: whether the names go into `image.path`, where there is one; else that is null everywhere.
     """
 
     def __init__(
@@ -104,7 +104,9 @@ class ParquetWriter:
         encode = encode_png if self._dtype == np.uint8 else encode_npy
         for place, (name, image) in enumerate(zip(names, images, strict=True)):
             data = encode(image)
-            self._rows.append((data, name if self._paths else None, None if labels is None else int(labels[place])))
+            self._rows.append(
+                (data, (name or None) if self._paths else None, None if labels is None else int(labels[place]))
+            )
             self._group_bytes += len(data)
             if len(self._rows) >= GROUP_ROWS or self._group_bytes >= GROUP_BYTES:
                 self._flush()

@@ -6,14 +6,18 @@ or close fails the attempt: the temporary is removed and never synced again.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
 import secrets
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import StoreError
+
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 class FileOps:
@@ -65,15 +69,27 @@ def temporary_name(store_id: str, shard: int) -> str:
     return f".tmp-{store_id}-{shard:05d}-{secrets.token_hex(8)}"
 
 
+@contextmanager
+def naming_a_full_disk(folder: Path) -> Iterator[None]:
+    """A write tells a descriptor and no name: say which folder the full disk holds."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL and error.filename is None:
+            error.filename = str(folder)
+        raise
+
+
 def write_temporary(path: Path, data: bytes, ops: FileOps = OS, mode: int = 0o666) -> None:
     """Write and sync a temporary; on any error it is gone again."""
     descriptor = ops.create(path, mode)
     try:
-        try:
-            ops.write(descriptor, data)
-            ops.fsync(descriptor)
-        finally:
-            ops.close(descriptor)
+        with naming_a_full_disk(path.parent):
+            try:
+                ops.write(descriptor, data)
+                ops.fsync(descriptor)
+            finally:
+                ops.close(descriptor)
     except BaseException:
         ops.unlink(path)
         raise

@@ -12,7 +12,9 @@ from .contract import Contents, Place, StoredBatch, StoredFormat, StoredShard
 from .folder import FolderFormat
 from .idx import IdxFormat
 from .npy import NpyFormat
+from .parquet import ParquetFormat
 from .webdataset import WebdatasetFormat
+from .zarr import ZarrFormat
 
 __all__ = ["KINDS", "Contents", "Place", "StoredBatch", "StoredFormat", "StoredShard", "format_of"]
 
@@ -20,7 +22,9 @@ _FORMATS: dict[str, StoredFormat] = {
     "folder": FolderFormat(),
     "idx": IdxFormat(),
     "npy": NpyFormat(),
+    "parquet": ParquetFormat(),
     "webdataset": WebdatasetFormat(),
+    "zarr": ZarrFormat(),
 }
 KINDS = tuple(_FORMATS)
 
