@@ -222,7 +222,7 @@ class Store:
         if kind == "idx":
             (source / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(IMAGES))
             (source / "t10k-images-idx3-ubyte").write_bytes(IMAGES)
-            (source / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(LABELS))
+            (source / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.arange(5, dtype=np.uint8))))
         else:
             for i in range(3):
                 (source / f"c{i}").mkdir()
