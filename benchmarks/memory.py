@@ -9,12 +9,15 @@ import argparse
 import json
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +55,7 @@ def make_idx(path: Path, count: int) -> Path:
 def encrypt_here(source: Path, place: Path, workers: int) -> dict[str, Any]:
     """Encrypt in this process, which has done nothing else; peak resident memory in KiB, of this process and of the
     largest of its workers."""
-    import resource
-
+    workers_seen = Children()
     options = JobOptions(workers=workers)
     target = place / "store" / source.name if source.is_file() else place / "store"
     owner = place / "owner"
@@ -61,14 +63,42 @@ def encrypt_here(source: Path, place: Path, workers: int) -> dict[str, Any]:
     return {
         "images": summary.outputs,
         "seconds": round(summary.seconds, 2),
-        "parent_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss,
-        "largest_worker_kib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss,
+        "parent_kib": peak_of(os.getpid()),
+        "largest_worker_kib": workers_seen.stop(),
     }
 
 
+def peak_of(pid: int) -> int:
+    """A process's peak resident memory, KiB. Not getrusage's, which begins with the peak of the process that started
+    this one."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmHWM:\s*(\d+) kB", text)
+    return int(found[1]) if found else 0  # a process that has just ended has no memory
+
+
+class Children:
+    """Looks at this process's children now and then, until stopped."""
+
+    def __init__(self) -> None:
+        self._largest, self._stopped = 0, threading.Event()
+        self._thread = threading.Thread(target=self._look)
+        self._thread.start()
+
+    def _look(self) -> None:
+        while not self._stopped.wait(0.05):
+            for children in Path("/proc/self/task").glob("*/children"):
+                with suppress(OSError):  # of the thread or the child, which have just ended
+                    self._largest = max([self._largest, *map(peak_of, map(int, children.read_text().split()))])
+
+    def stop(self) -> int:
+        """The largest peak that was seen, KiB."""
+        self._stopped.set()
+        self._thread.join()
+        return self._largest
+
+
 def in_a_fresh_process(source: Path, place: Path, workers: int) -> dict[str, Any]:
-    """`encrypt_here` in a process of its own. Its peak begins at 0: Linux hands a parent's on over fork and exec, so
-    this process must be smaller than that one."""
+    """`encrypt_here` in a process of its own."""
     command = [sys.executable, os.fspath(Path(__file__).resolve()), "--one", os.fspath(source), os.fspath(place)]
     done = subprocess.run([*command, str(workers)], check=True, stdout=subprocess.PIPE)
     found: dict[str, Any] = json.loads(done.stdout)

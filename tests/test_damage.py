@@ -222,7 +222,7 @@ class Store:
         if kind == "idx":
             (source / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(IMAGES))
             (source / "t10k-images-idx3-ubyte").write_bytes(IMAGES)
-            (source / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(LABELS))
+            (source / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.arange(5, dtype=np.uint8))))
         else:
             for i in range(3):
                 (source / f"c{i}").mkdir()
@@ -311,8 +311,8 @@ def test_the_command_on_a_damaged_store_or_key(store: Store, command: Callable[.
             store.check_clean()
         elif path.name == "k":  # other white space, the checksum covers the rest
             assert json.loads(path.read_bytes()) == json.loads(store.content[path])
-        else:  # journal and quarantine lists are not needed for decrypting
-            assert same or path.name.startswith(("journal", "quarantine"))
+        else:  # journal, quarantine and source lists are not needed for decrypting
+            assert same or path.name.startswith(("journal", "quarantine", "sources"))
         assert command("verify", root / "store", "--key", root / "k", "--json") in ((0,) if same else (0, 1, 2))
     finally:
         shutil.rmtree(store.target, ignore_errors=True)

@@ -72,7 +72,7 @@ def test_plain_and_gzip_are_told_by_content(tmp_path: Path) -> None:
 
 
 def test_slices_of_bounded_size(tmp_path: Path) -> None:
-    values = images(11, 1000, 1000)
+    values = images(11, 500, 500)
     (tmp_path / "x").write_bytes(idx(values))
     slices = list(read_slices(tmp_path / "x", checked_header(tmp_path / "x")))
     assert [start for start, _ in slices] == [0, 4, 8]

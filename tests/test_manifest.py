@@ -65,7 +65,7 @@ def shard(**changes: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"kind": "zarr"},
+        {"kind": "hdf5"},
         {"kind": ["folder"]},
         {"store_id": "0" * 31},
         {"store_id": "G" * 32},
@@ -108,6 +108,14 @@ def shard(**changes: Any) -> list[dict[str, Any]]:
 def test_other_manifests_are_damage(changes: dict[str, Any]) -> None:
     with pytest.raises(StoreDamagedError, match=r"dlmt-store\.json is damaged"):
         decode(document(**changes) if changes != {"dtype": "\ud800"} else json.loads(GOOD.encode()) | changes)
+
+
+def test_only_where_files_lie_in_folders_a_name_has_slashes() -> None:
+    entry = vars(SHARD) | {"name": "images/c.0"}
+    assert decode(document(kind="zarr", shards=[entry])).shards[0].name == "images/c.0"
+    for name in ("images//c", "images/../c", "images/.c", "/c", "images/", "images/a\\b", "images/\0"):
+        with pytest.raises(StoreDamagedError, match="leaves the store"):
+            decode(document(kind="zarr", shards=[entry | {"name": name}]))
 
 
 @pytest.mark.parametrize("field", sorted(json.loads(GOOD.encode())))

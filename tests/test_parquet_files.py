@@ -191,7 +191,7 @@ def test_what_we_wrote_is_read(tmp_path: Path) -> None:
     assert np.array_equal(np.stack([found[i] for i in range(30)]), images)
     assert labels == {i: i for i in range(30)}
     assert refused == []
-    assert source.path_of(17) == "train-00000-of-00001.parquet#17"
+    assert source.path_of(17) == "train-00000-of-00001.parquet//17"
     assert source.left_alone == ""
 
 
@@ -218,7 +218,7 @@ def test_a_folder_of_files_in_shards_of_whole_row_groups(tmp_path: Path) -> None
 @pytest.mark.parametrize("path", [None, "", "../b.png", "/b", "a//b", "a\\b", "a\nb", "x/."])
 def test_paths_that_no_image_can_have(path: str | None, tmp_path: Path) -> None:
     source = ParquetSource(table([row(0, path)], tmp_path / "x.parquet"))
-    assert source.path_of(0) == "x.parquet#0"
+    assert source.path_of(0) == "x.parquet//0"
 
 
 def test_a_shard_is_of_one_split(tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_rows_that_cannot_be_taken(tmp_path: Path) -> None:
     assert sorted(found) == [0, 3]
     assert labels == {0: 0, 3: 0}
     reasons = {item.index: item.reason for item in refused}
-    assert [item.path for item in refused] == ["x.parquet#1", "x.parquet#2//x", "x.parquet#4", "x.parquet#5"]
+    assert [item.path for item in refused] == ["x.parquet//1", "x.parquet#2//x", "x.parquet//4", "x.parquet//5"]
     assert reasons[1] == reasons[2] == "its image is null"
     assert "no PNG" in reasons[4]
     assert reasons[5] == "its label is null"

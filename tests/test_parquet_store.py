@@ -197,10 +197,10 @@ def test_rows_that_cannot_be_taken(place: Place) -> None:
     rows = [{"image": {"bytes": encoded(i), "path": None}} for i in range(3)]
     rows[1]["image"]["bytes"] = b"nothing"
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema([("image", IMAGE)])), place.source / "x.parquet")
-    with pytest.raises(StoreError, match=r"x\.parquet#1: .*no PNG"):
+    with pytest.raises(StoreError, match=r"x\.parquet//1: .*no PNG"):
         place.encrypt()
     done = place.encrypt(on_error="quarantine")
-    assert (done.inputs, done.outputs, [item["path"] for item in done.quarantined]) == (3, 2, ["x.parquet#1"])
+    assert (done.inputs, done.outputs, [item["path"] for item in done.quarantined]) == (3, 2, ["x.parquet//1"])
     assert verify_store(place.store, place.key, place.owner).outputs == 2
 
 

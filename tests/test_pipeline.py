@@ -521,7 +521,8 @@ def test_only_the_owner_reads_the_owners_folder(photos: Place) -> None:
         os.umask(before)
     assert stat.S_IMODE(photos.owners.stat().st_mode) == 0o700
     found = {path.name: stat.S_IMODE(path.stat().st_mode) for path in photos.owners.rglob("*")}
-    names = {"job.json", "journal-00000.json", "ledger-00000.bin", "quarantine-00000.json", "gate", "1-of-1"}
+    names = {"job.json", "journal-00000.json", "ledger-00000.bin", "quarantine-00000.json", "sources-00000.bin"}
+    names |= {"gate", "1-of-1"}
     assert found == dict.fromkeys(names, 0o600) | {"locks": 0o700}
 
 

@@ -125,7 +125,8 @@ class Disk(FileOps):
 class Place:
     """A source of two classes in three shards, beside a folder for all that the job writes."""
 
-    def __init__(self, root: Path, key: dlmt.Key) -> None:
+    def __init__(self, root: Path, key: dlmt.Key, kind: str = "folder") -> None:
+        self.kind = kind
         self.key, self.source, self.disk = key, root / "source", root / "disk"
         rng = np.random.default_rng(0)
         for name in ("a/1.png", "a/2.png", "a/3.png", "b/4.png", "b/5.png"):
@@ -135,7 +136,8 @@ class Place:
 
     def encrypt(self, ops: FileOps, normalize: str = "minmax", **options: bool) -> None:
         chosen = JobOptions(normalize=normalize, shard_size=2, **options)
-        encrypt_store(self.source, self.disk / "new" / "store", self.key, SCHEME, self.owner, chosen, ops=ops)
+        store = self.disk / "new" / "store"
+        encrypt_store(self.source, store, self.key, SCHEME, self.owner, chosen, ops=ops, target_named=self.kind)
 
     def owner(self, store_id: str) -> Path:
         return self.disk / "own" / store_id
@@ -157,11 +159,33 @@ def steps_of(place: Place, **options: bool) -> tuple[int, dict[str, bytes]]:
 
 
 @pytest.mark.parametrize("lost", LOSSES)
-def test_a_cut_at_every_step(lost: str, tmp_path: Path, key: dlmt.Key) -> None:
-    place = Place(tmp_path, key)
+@pytest.mark.parametrize(("kind", "shards"), [("folder", "dlmt-shard-"), ("webdataset", ".tar")])
+def test_a_cut_at_every_step(lost: str, kind: str, shards: str, tmp_path: Path, key: dlmt.Key) -> None:
+    place = Place(tmp_path, key, kind)
     steps, whole = steps_of(place)
     assert steps > 100
-    assert sum("dlmt-shard-" in name for name in whole) == 3
+    assert sum(shards in name for name in whole) == 3
+    for last in range(steps):
+        shutil.rmtree(place.disk)
+        place.disk.mkdir()
+        disk = Disk(place.disk, last)
+        with pytest.raises(PowerLoss):
+            place.encrypt(disk)
+        disk.restart(lost)
+        place.encrypt(Disk(place.disk), resume=True)
+        assert place.found() == whole, f"after a cut at step {last} of {steps}"
+        place.verify()
+
+
+@pytest.mark.parametrize("lost", LOSSES[:2])
+@pytest.mark.parametrize(("kind", "package", "shards"), [("parquet", "pyarrow", ".parquet"), ("zarr", "zarr", "/c.")])
+def test_a_cut_at_every_step_of_columns(
+    kind: str, package: str, shards: str, lost: str, tmp_path: Path, key: dlmt.Key
+) -> None:
+    pytest.importorskip(package)
+    place = Place(tmp_path, key, kind)
+    steps, whole = steps_of(place)
+    assert sum(shards in name for name in whole) == (3 if kind == "parquet" else 4)  # and the labels
     for last in range(steps):
         shutil.rmtree(place.disk)
         place.disk.mkdir()

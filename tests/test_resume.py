@@ -104,7 +104,7 @@ def test_another_job_is_refused_and_says_what_differs(what: str, tmp_path: Path,
         options["shard_size"] = 3
     whole = place.files()
     words = {
-        "source": "a name, size or time among its 6 files",
+        "source": r"the source's files: 1 changed \(0/0.png\)",
         "option": "options: normalize range then, none now",
         "key": "the key is another",
         "shard size": "shard size 2 then, 3 now",

@@ -84,12 +84,12 @@ def test_names_that_occur_twice_are_found(count: int, small: None) -> None:
 
 
 def test_a_spool_gives_all_digests_in_order_of_parts(small: None) -> None:
-    edges = [0, 1, (1 << 64) - 1, 1 << 63, (1 << 56) - 1, 1 << 56]
+    edges = [0, 1, (1 << 64) - 1, 1 << 63, (1 << 58) - 1, 1 << 58]
     values = [*map(int, np.random.default_rng(0).integers(0, 1 << 64, 500, np.uint64)), *edges, *edges]
     parts = list(Spool(iter(values)).parts())
     assert np.concatenate([np.sort(part) for part in parts]).tolist() == sorted(values)
-    assert len(parts) == 256
-    assert all(value >> 56 == place for place, part in enumerate(parts) for value in part.tolist())
+    assert len(parts) == 64
+    assert all(value >> 58 == place for place, part in enumerate(parts) for value in part.tolist())
 
 
 def test_every_member_of_a_large_set_is_found(small: None) -> None:

@@ -6,10 +6,13 @@ import base64
 import gzip
 import hashlib
 import hmac
+import io
 import json
 import pickle
 import re
+import shutil
 import struct
+import tarfile
 import zlib
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,11 @@ def text_and_body(name: str, data: bytes) -> tuple[bytes, bytes]:
         )
         assert header
         return header[0], data[end:]
+    if name.endswith(".tar"):
+        return members(data)
+    if name.endswith(".cls"):
+        assert data.isdigit()
+        return data, b""
     if name.endswith(".gz"):
         assert data[:10] == b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # no flags, so no name and no comment; no time
         body = gzip.decompress(data)
@@ -78,6 +86,19 @@ def text_and_body(name: str, data: bytes) -> tuple[bytes, bytes]:
         return data, b""
     assert re.search(r"idx[13]-ubyte$", name)
     return data[:4], data
+
+
+def members(data: bytes) -> tuple[bytes, bytes]:
+    """The same of a tar: every header without user, group and time, and what its members say."""
+    texts, bodies = [], []
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        for info in archive:
+            assert (info.mtime, info.uid, info.gid, info.uname, info.gname, info.mode) == (0, 0, 0, "", "", 0o644)
+            assert not info.pax_headers
+            text, body = text_and_body(info.name, data[info.offset_data : info.offset_data + info.size])
+            texts += [info.name.encode(), data[info.offset : info.offset_data].replace(b"\0", b" "), text]
+            bodies.append(body)
+    return b"\n".join(texts), b"".join(bodies)
 
 
 def photos(root: Path) -> list[bytes]:
@@ -130,6 +151,36 @@ def arrays(root: Path) -> list[bytes]:
     return [b"anna", b"holiday", b"passport"]
 
 
+def tars(root: Path) -> list[bytes]:
+    photos(root / "photos")
+    for number, name in enumerate(("patients/anna-holiday.jpg", "controls/passport scan.png")):
+        with tarfile.open(root / f"clinic-{number}.tar", "w") as archive:
+            for member, data in (
+                (name, (root / "photos" / name).read_bytes()),
+                (name[:-4] + ".json", b'{"a": "private"}'),
+            ):
+                info = tarfile.TarInfo(member)
+                info.size, info.uname, info.mtime = len(data), "anna", 1234567890
+                archive.addfile(info, io.BytesIO(data))
+            for suffix in (".cls", ".txt"):
+                info = tarfile.TarInfo(name[:-4] + suffix)
+                info.size = 1
+                archive.addfile(info, io.BytesIO(b"7"))
+    shutil.rmtree(root / "photos")
+    return [
+        b"patients",
+        b"controls",
+        b"anna",
+        b"holiday",
+        b"passport",
+        b"scan",
+        b"clinic",
+        b"Exif",
+        b"private",
+        b"json",
+    ]
+
+
 def cifar(root: Path) -> list[bytes]:
     root.mkdir()
     for name in (*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"):
@@ -141,7 +192,7 @@ def cifar(root: Path) -> list[bytes]:
 
 
 #: How many files each source becomes.
-FILES = {photos: 4, mnist: 4, arrays: 4, cifar: 5}
+FILES = {photos: 4, tars: 3, mnist: 4, arrays: 4, cifar: 5}
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_tars_become_a_folder(place: Place) -> None:
     assert sorted(p.name for p in place.store.iterdir() if p.is_dir()) == ["0", "1", "2"]
     place.verify()
     place.decrypt()
-    assert decode(place.back / "b.tar" / "deep" / "x1.png").tolist() == pixels(11).tolist()
+    assert decode(place.back / "1" / "b.tar" / "deep" / "x1.png").tolist() == pixels(11).tolist()
 
 
 # other readers

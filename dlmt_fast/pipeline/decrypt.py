@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,8 @@ from ..functional import decrypt
 from ..keys import Key
 from ..stores.contract import Published
 from ..stores.digests import digest64, repeated
-from ..stores.publish import publish_bytes
 from .formats import Place, StoredBatch
-from .formats.contract import check_published
+from .formats.contract import check_published, publish_extra
 from .owner import OwnerFolder
 from .stored import StoredImages
 from .summary import Advance, Progress, Summary, counter, no_progress
@@ -53,6 +52,7 @@ def decrypt_store(
     target.begin(manifest.store_id)
     written: list[str] = []
     extras: dict[str, str] = {}
+    done: list[Published] = []
     try:
         originals = OriginalNames(
             lambda: (_names_of(owner.read_ledger(i, shard.sha256)) for i, shard in enumerate(manifest.shards))
@@ -70,13 +70,12 @@ def decrypt_store(
             labels, restored = store.form.labels_name(shard.name), store.form.labels_name(published.name)
             if labels is not None and restored is not None:
                 extras[labels] = restored
+            done.append(published)
             summary.add(shard.count, published, [])
-        for extra in manifest.extras:
-            name = extras.get(extra.name, extra.name)
+        for name, data in _extras(store, done, extras):
             target.refuse_unknown([name])
-            check_published(store.root / extra.name, extra)
             written.append(name)
-            publish_bytes(target.root / name, (store.root / extra.name).read_bytes(), manifest.store_id)
+            publish_extra(Place(target.root, manifest.store_id), name, data)
         target.finish(None, manifest.store_id)
     except BaseException:
         target.give_up(written)
@@ -89,6 +88,19 @@ def decrypt_store(
     return summary
 
 
+def _extras(store: StoredImages, done: list[Published], renamed: dict[str, str]) -> Iterator[tuple[str, bytes]]:
+    """(name, content) of what belongs to no shard: the store's own with its labels, or, where that makes shards one
+    whole, the like of it for the decrypted ones."""
+    manifest = store.manifest
+    if store.form.joined:
+        labels = store.form.stored_labels(store.root, manifest)
+        yield from store.form.closing("uint8", manifest.shape, done, labels)
+        return
+    for extra in manifest.extras:
+        check_published(store.root / extra.name, extra)
+        yield renamed.get(extra.name, extra.name), (store.root / extra.name).read_bytes()
+
+
 def _decrypt_shard(
     store: StoredImages,
     shard: Published,
@@ -99,7 +111,7 @@ def _decrypt_shard(
     advance: Advance,
 ) -> tuple[Published, list[str]]:
     plain = store.form.plain_name
-    restored = {stored: plain(originals.name(original)) for stored, original in _names_of(ledger).items()}
+    restored = {stored: plain(originals.name(original), stored) for stored, original in _names_of(ledger).items()}
     by_place = dict(enumerate(restored.values()))  # where the store keeps no names, the order tells
     bounds = np.array(ledger.get("bounds", []), np.int32)
     order = _ledger_order(ledger)
@@ -175,4 +187,5 @@ class OriginalNames:
 
 
 def _as_png(path: str) -> str:
-    return path.rpartition(".")[0] + ".png"
+    folder, slash, last = path.rpartition("/")
+    return folder + slash + (last.rpartition(".")[0] or last) + ".png"

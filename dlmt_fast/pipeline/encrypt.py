@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -13,14 +12,17 @@ from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Published, ShardSpec
 from ..stores.manifest import Manifest
-from ..stores.publish import OS, FileOps, publish_bytes, remove_leftovers
+from ..stores.publish import OS, FileOps, remove_leftovers
 from .finished import finished
+from .formats import Place
+from .formats.contract import publish_extra
 from .job import header
 from .locks import JobLocks
 from .options import JobOptions
 from .planned import PlannedJob, plan_job
 from .processes import run_here, run_in_processes
 from .slices import Slice
+from .sources import keep_sources
 from .summary import Progress, Summary, counter, no_progress
 from .worker import JobContext, ShardResult, Task
 
@@ -121,6 +123,7 @@ class _Run:
     def work(self, progress: Progress) -> None:
         """Do the shards that do not count yet."""
         job = self._job
+        keep_sources(job.owner, job.source.stamps())
         todo = [shard for shard in self._shards if shard.index not in self._results]
         advance = counter(progress, sum(len(shard.samples) for shard in self._shards))
         advance(sum(len(shard.samples) for shard in self._shards if shard.index in self._results))
@@ -177,8 +180,8 @@ class _Run:
         """Labels and manifest, without what only the replaced store had."""
         job, target = self._job, self._job.target
         remove_leftovers({target.root, job.owner.root}, job.store_id, self._ops)
-        extras = self._copy_labels()
         published = tuple(self._results[shard.index].published for shard in job.shards)
+        extras = [*self._copy_labels(), *self._close(published)]
         if target.old:
             for shard in published:
                 target.keep(job.form.files(target.root, shard))
@@ -232,7 +235,7 @@ class _Run:
         decoders, threads = (1, 1) if processes > 1 else (job.options.workers, None)
         return JobContext(
             job.key, job.scheme, job.options, job.store_id, job.kind, job.dtype, target.root, job.owner.root,
-            retire, decoders, threads, self._ops,
+            retire, decoders, threads, self._ops, job.record["versions"],
         )  # fmt: skip
 
     def _tasks(self, shards: list[ShardSpec]) -> Iterator[Task]:
@@ -246,9 +249,20 @@ class _Run:
         copied = []
         for original, name in self._job.labels():
             data = self._job.source.extra_bytes(original)
-            publish_bytes(self._job.target.root / name, data, self._job.store_id, ops=self._ops)
-            copied.append(Published(name, 1, len(data), hashlib.sha256(data).hexdigest()))
+            copied.append(publish_extra(self._place(), name, data))
         return copied
+
+    def _place(self) -> Place:
+        return Place(self._job.target.root, self._job.store_id, self._ops)
+
+    def _close(self, published: Sequence[Published]) -> list[Published]:
+        """Publish what makes the shards one whole, where there is such."""
+        job = self._job
+        if not job.form.joined:
+            return []
+        labels = [job.written_labels(shard) for shard in job.shards]
+        files = job.form.closing(job.dtype, job.shape, published, labels)
+        return [publish_extra(self._place(), name, data) for name, data in files]
 
 
 def _notes(job: PlannedJob) -> list[str]:
@@ -259,6 +273,9 @@ def _notes(job: PlannedJob) -> list[str]:
         shown = [f"{number} {name}" for number, name in enumerate(job.classes[:_SHOWN])]
         more = [f"and {len(job.classes) - _SHOWN} more in this order"] if len(job.classes) > _SHOWN else []
         notes.append(f"classes by number: {', '.join(shown + more)}")
+    extras = list(job.source.extras)
+    if job.form.labelled and len(extras) != len(job.shards) and extras:
+        notes.append(f"an image has one label in the target at most; the source's labels are in {', '.join(extras)}")
     if job.source.left_alone:
         notes.append(f"left alone: {job.source.left_alone}")
     return notes

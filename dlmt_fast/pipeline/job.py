@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,27 @@ from .options import JobOptions
 def versions() -> dict[str, str]:
     """What a shard's bytes can depend on: this package, the decoder, the resizer."""
     return {"dlmt-fast": __version__, "pillow": PIL.__version__, "numpy": np.__version__}
+
+
+def refuse_other_versions(recorded: Mapping[str, str]) -> None:
+    """Refuse to work on shards of a job whose record has other versions than this process.
+
+    Raises:
+        StoreError: that; the message says what differs.
+    """
+    here: dict[str, str | None] = {**versions()}
+    for library in recorded.keys() - here.keys():
+        try:
+            here[library] = version(library)
+        except PackageNotFoundError:
+            here[library] = None
+    others = sorted(name for name in {*here, *recorded} if here.get(name) != recorded.get(name))
+    if others:
+        words = [f"{name} {recorded.get(name)} in the job record, {here.get(name)} here" for name in others]
+        raise StoreError(
+            f"a worker on {platform.node()} has other versions than the job ({'; '.join(words)}), and the bytes of a "
+            "shard may depend on them; install the same there"
+        )
 
 
 def job_record(
@@ -44,8 +65,12 @@ def job_record(
     }
 
 
-def differences(old: Any, new: Mapping[str, Any]) -> str:
-    """What differs between two job records, in words; empty where nothing does."""
+def differences(old: Any, new: Mapping[str, Any], changed: str | None = None) -> str:
+    """What differs between two job records, in words; empty where nothing does.
+
+    Args:
+        changed: which files of the source differ, where that is known.
+    """
     if not isinstance(old, dict):
         return "its record is none"
     found: list[str] = []
@@ -61,6 +86,8 @@ def differences(old: Any, new: Mapping[str, Any]) -> str:
         elif name != "source":
             fields = sorted(field for field in {*before, *after} if before.get(field) != after.get(field))
             found += [f"{name}: {field} {before.get(field)} then, {after.get(field)} now" for field in fields]
+        elif changed is not None:
+            found.append(f"the source's files: {changed}")
         elif before.get("files") == after.get("files"):
             found.append(f"the source: a name, size or time among its {after['files']} files")
         else:

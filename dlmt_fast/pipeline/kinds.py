@@ -12,12 +12,13 @@ from .seal import StoreSeal
 
 #: From the kind of a source to those that it can become, the usual one first.
 TARGETS = {
-    "folder": ("folder", "webdataset", "parquet"),
+    "folder": ("folder", "webdataset", "parquet", "zarr"),
     "webdataset": ("webdataset", "folder", "parquet"),
     "parquet": ("parquet", "folder", "webdataset"),
-    "idx": ("idx", "parquet"),
-    "cifar": ("npy", "parquet"),
-    "npy": ("npy", "parquet"),
+    "idx": ("idx", "parquet", "zarr"),
+    "cifar": ("npy", "parquet", "zarr"),
+    "npy": ("npy", "parquet", "zarr"),
+    "zarr": ("zarr", "npy", "parquet"),
 }
 
 
@@ -51,4 +52,16 @@ def shard_name(
     if single is not None:
         return single.name
     hide = not source.own_names and options.names == "hash"
-    return form.shard_name(shard, seal.name(shard.name) if hide else shard.name)
+    return form.shard_name(shard, _base(form, source, seal.name(shard.name) if hide else shard.name))
+
+
+def original_name(form: StoredFormat, source: Source, shard: ShardSpec) -> str:
+    """What a shard of the source is called when it is decrypted."""
+    if source.kind == form.kind and not form.joined:
+        return shard.name
+    return form.shard_name(shard, _base(form, source, shard.name))
+
+
+def _base(form: StoredFormat, source: Source, name: str) -> str:
+    """The name of a shard's array; "" where all samples go to one without a name of its own."""
+    return "" if form.joined and not source.own_names and (source.named or len(source.shards()) == 1) else name

@@ -14,10 +14,11 @@ from ..stores.npy_arrays import NpySource, looks_like_npy
 from ..stores.parquet import Decoding as ParquetDecoding
 from ..stores.parquet import ParquetSource, looks_like_parquet
 from ..stores.webdataset import Decoding, WebdatasetSource, looks_like_webdataset
+from ..stores.zarr_arrays import ZarrSource, looks_like_zarr
 from .options import JobOptions
 
-KINDS = ("folder", "webdataset", "idx", "cifar", "npy", "parquet")
-_WORDS = {"idx": "IDX files", "cifar": "CIFAR", "npy": ".npy files"}
+KINDS = ("folder", "webdataset", "idx", "cifar", "npy", "parquet", "zarr")
+_WORDS = {"idx": "IDX files", "cifar": "CIFAR", "npy": ".npy files", "zarr": "Zarr arrays"}
 
 
 def kind_of(path: Path, named: str | None) -> str:
@@ -37,6 +38,8 @@ def kind_of(path: Path, named: str | None) -> str:
         return "cifar"
     if looks_like_webdataset(path):
         return "webdataset"
+    if looks_like_zarr(path):
+        return "zarr"
     if looks_like_parquet(path):
         return "parquet"
     if looks_like_npy(path):
@@ -68,10 +71,20 @@ def open_source(path: Path, options: JobOptions, named: str | None = None) -> So
         _refuse(options, ("ignore",), "Parquet files")
         decoding = ParquetDecoding(options.channels, options.size, options.fit)
         return ParquetSource(path, decoding, options.shard_size)
-    left = ("size", "fit", "channels", "ignore", "classes", "shard_size", *(() if kind == "npy" else ("names",)))
+    left = (
+        "size",
+        "fit",
+        "channels",
+        "ignore",
+        "classes",
+        "shard_size",
+        *(() if kind in ("npy", "zarr") else ("names",)),
+    )
     _refuse(options, left, f"{_WORDS[kind]}, whose images are unnamed pixels")
     if kind == "idx":
         return IdxSource(path)
+    if kind == "zarr":
+        return ZarrSource(path)
     return CifarSource(path) if kind == "cifar" else NpySource(path)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..canonical import canonical_json, parse_json
 from ..errors import StoreDamagedError, StoreError
-from ..stores.contract import Published, Refused
+from ..stores.contract import FileStamp, Published, Refused
 from ..stores.publish import OS, FileOps, make_directories, publish_bytes, remove_leftovers
 from .job import differences
 from .seal import StoreSeal
@@ -156,6 +156,30 @@ class OwnerFolder:
         if set(body) != _ENTRY or entry["sha256"] != digest:
             raise StoreDamagedError(f"{path} is damaged: its checksum does not match")
         return body
+
+    def has_sources(self, part: int) -> bool:
+        """Whether a part of the list of source files is there."""
+        return self._sources(part).exists()
+
+    def write_sources(self, part: int, stamps: Iterable[FileStamp]) -> None:
+        """A part of the list of source files, encrypted."""
+        files = {"files": [[stamp.path, stamp.size, stamp.mtime_ns] for stamp in stamps]}
+        self._publish(self._sources(part).name, self._seal.seal_sources(part, files), part)
+
+    def read_sources(self, part: int) -> list[FileStamp]:
+        """A part of the list of source files.
+
+        Raises:
+            StoreDamagedError: it is not there, or does not open.
+        """
+        try:
+            sealed = self._sources(part).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise StoreDamagedError(f"{self._sources(part)} is missing") from None
+        return [FileStamp(*stamp) for stamp in self._seal.open_sources(part, sealed)["files"]]
+
+    def _sources(self, part: int) -> Path:
+        return self.root / f"sources-{part:05d}.bin"
 
     def has_journal(self, shard: int) -> bool:
         """Whether there is an entry for a shard, whatever it says."""

@@ -13,13 +13,14 @@ from ..stores.contract import Reader, Shape, ShardSpec, Source, Survey
 from ..stores.publish import FileOps
 from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
-from .kinds import check_dtype, shard_name, target_format
+from .kinds import check_dtype, original_name, shard_name, target_format
 from .locks import held
 from .naming import OutputNames
 from .open import open_source
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal, store_id_of
+from .sources import what_changed
 from .target import Target
 from .worker import Task, planner
 
@@ -61,7 +62,7 @@ class PlannedJob:
         """Take up or join what is at the target, where that is this job's; see `Target.admit`."""
 
         def explain(other: str) -> str:
-            return _what_differs(OwnerFolder(self.owner_folder(other), self.seal), self.record)
+            return _what_differs(OwnerFolder(self.owner_folder(other), StoreSeal(self.key, other)), self)
 
         self.target.admit(self.store_id, explain, self.options.resume)
 
@@ -93,16 +94,36 @@ class PlannedJob:
         """The work on some of the shards, made when it is asked for."""
         originals = self.source.shards()
         for shard in shards:
-            reader, original = self.source.part(shard.samples), originals[shard.index].name
-            if self.source.kind != self.kind:
-                original = self.form.shard_name(shard, original)
+            reader, original = (
+                self.source.part(shard.samples),
+                original_name(self.form, self.source, originals[shard.index]),
+            )
             yield Task(shard, self.names.of(shard), reader, original, self._contents(shard, reader))
 
     def _contents(self, shard: ShardSpec, reader: Reader) -> Contents:
         labelled = self.form.labelled and len(shard.samples) > 0 and reader.label_of(shard.samples.start) is not None
         shown = self.classes if self.options.classes == "keep" else None
         array = self.source.array_shape(shard.index)
-        return Contents(self.dtype, array, labelled, shown, self.options.names == "keep")
+        joined = self.form.joined and self.source.named
+        first = self.shards[0] if joined else shard
+        return Contents(
+            dtype=self.dtype,
+            array=array,
+            labelled=labelled,
+            classes=shown,
+            names=self.options.names == "keep",
+            shape=self.shape,
+            first=len(first.samples),
+            several=joined and len(self.shards) > 1,
+        )
+
+    def written_labels(self, shard: ShardSpec) -> list[int] | None:
+        """The class numbers of a shard's samples in writing order, where it is to hold some."""
+        reader = self.source.part(shard.samples)
+        if not self._contents(shard, reader).labelled:
+            return None
+        found = [reader.label_of(index) for index in self.names.of(shard)]
+        return [label for label in found if label is not None]
 
 
 def plan_job(
@@ -127,7 +148,7 @@ def plan_job(
     joins = options.resume or not options.slice.whole
     target = Target(
         target_path,
-        source.single and form.one_file,
+        source.single and form.one_file and not form.joined,
         source_path,
         options.overwrite,
         joins,
@@ -136,6 +157,7 @@ def plan_job(
     )
     survey = source.survey()
     shape = settle_shape(survey, options if strict else replace(options, on_error="quarantine"))
+    form.check_job(shape, options.on_error)
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
     record = job_record(source, scheme, options, form.kind, form.libraries)
     seal = StoreSeal(key, store_id_of(key, record))
@@ -172,11 +194,13 @@ def _who(owner: Path) -> str:
     return "; ".join(words if part.whole else f"slice {part}: {words}" for part, words in held(owner).items())
 
 
-def _what_differs(other: OwnerFolder, record: dict[str, Any]) -> str:
+def _what_differs(other: OwnerFolder, job: PlannedJob) -> str:
     found = other.read_record()
     if found is None:
         return f"the key is another, or {other.root} is not where that job kept its record (--owner DIR)"
-    return differences(found, record) or "the key is another"
+    files = found.get("source", {}).get("files", 0)
+    changed = what_changed(other, files, job.source.stamps()) if found.get("source") != job.record["source"] else None
+    return differences(found, job.record, changed) or "the key is another"
 
 
 def _stored_dtype(scheme: DLMT, key: Key, options: JobOptions, channels: set[int], form: StoredFormat) -> str:

@@ -148,7 +148,8 @@ def _bury(worker: _Worker, task: Task, job: JobContext, deaths: dict[int, int]) 
             f"shard {index} ended {_DEATHS} workers, the last {how}; signal 9 is most often too little memory: "
             "fewer --workers or a smaller --shard-size need less"
         )
-    folders = {(job.target / name).parent for name in task.names.values()} | {job.target, job.owner}
+    folders = {(job.target / name).parent for name in (*task.names.values(), task.shard.name)}
+    folders |= {job.target, job.owner}
     remove_leftovers((folder for folder in folders if folder.is_dir()), job.store_id, job.ops, {index})
 
 

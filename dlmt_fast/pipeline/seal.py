@@ -72,8 +72,27 @@ class StoreSeal:
         ledger: dict[str, Any] = parse_json(plain)
         return ledger
 
+    def seal_sources(self, part: int, files: Mapping[str, Any]) -> bytes:
+        """A part of the list of source files, whose names are as secret as the ledger's."""
+        return _encrypt(self._ledger, canonical_json(dict(files)), self._sources_aad(part))
+
+    def open_sources(self, part: int, sealed: bytes) -> dict[str, Any]:
+        """A part of the list of source files.
+
+        Raises:
+            StoreDamagedError: it is damaged, or belongs to another store or key.
+        """
+        plain = _decrypt(self._ledger, sealed, self._sources_aad(part))
+        if plain is None:
+            raise StoreDamagedError(f"the list of source files, part {part}, is damaged or belongs to another store")
+        files: dict[str, Any] = parse_json(plain)
+        return files
+
     def _header_aad(self) -> bytes:
         return f"{CONTRACT}/header/{self.store_id}".encode("ascii")
+
+    def _sources_aad(self, part: int) -> bytes:
+        return f"{CONTRACT}/sources/{self.store_id}/{part}".encode("ascii")
 
     def _ledger_aad(self, shard: int, output_sha256: str) -> bytes:
         return f"{CONTRACT}/ledger/{self.store_id}/{shard}/{output_sha256}".encode("ascii")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 
 from ..errors import StoreError, UsageError
 from ..stores.manifest import NAME, Manifest, read_manifest
 from ..stores.publish import OS, FileOps, make_directories, publish_bytes, remove_all, remove_leftovers
+from ..stores.walk import folders_below, is_empty
 from .formats import format_of
 
 _MARKER = ".dlmt-job"
@@ -101,7 +102,7 @@ class Target:
 
     def sweep(self, store_id: str, shards: Container[int]) -> None:
         """Remove what attempts left half-written of these shards; nothing may be writing it."""
-        folders = [self.root] if self.single else [Path(folder) for folder, _, _ in os.walk(self.root)]
+        folders = [self.root] if self.single else folders_below(self.root)
         remove_leftovers(folders, store_id, self._ops, shards)
 
     def discard(self, names: Iterable[str]) -> None:
@@ -193,7 +194,7 @@ class Target:
             self._ops.unlink(self.manifest)
         self._ops.unlink(self._marker)
         if not self.single and self.root.is_dir():
-            self._remove_empty(p for p in self.root.rglob("*") if p.is_dir())
+            self._remove_empty(folder for folder in folders_below(self.root) if folder != self.root)
         self._remove_empty(self._made)
 
     @staticmethod
@@ -233,13 +234,13 @@ class Target:
     def _taken(self) -> bool:
         if self.single:
             return self.path.exists() or self.manifest.exists()
-        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+        return self.path.exists() and (not self.path.is_dir() or not is_empty(self.path))
 
     def _files_to_replace(self, overwrite: bool) -> set[str]:
         if not overwrite:
             raise UsageError(f"{self.path} is not empty; choose another target, or replace a store with --overwrite")
         try:
-            return files_of(self.path, read_manifest(self.path))
+            return set(files_of(self.path, read_manifest(self.path)))
         except StoreError as error:
             raise StoreError(
                 f"{self.path} is not empty and not a finished store, so --overwrite will not delete it ({error}); "
@@ -247,7 +248,9 @@ class Target:
             ) from None
 
 
-def files_of(store: Path, manifest: Manifest) -> set[str]:
+def files_of(store: Path, manifest: Manifest) -> Iterator[str]:
     """The relative names of all files that a store's manifest and listings name."""
     root, form = store if store.is_dir() else store.parent, format_of(manifest.kind)
-    return {extra.name for extra in manifest.extras}.union(*(form.files(root, shard) for shard in manifest.shards))
+    yield from (extra.name for extra in manifest.extras)
+    for shard in manifest.shards:
+        yield from form.files(root, shard)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from ..errors import StoreDamagedError
 from ..functional import decrypt
 from ..keys import Key
 from ..stores.contract import Published
-from ..stores.manifest import Manifest, read_manifest
+from ..stores.digests import digest64, distinct
+from ..stores.manifest import NAME, Manifest, read_manifest
+from ..stores.walk import files_below
+from .audit import check_counts, job_inputs
 from .formats import format_of
 from .formats.contract import check_published
 from .owner import OwnerFolder
@@ -32,7 +36,8 @@ def verify_store(
 ) -> Summary:
     """Check a store's files against its manifest: every digest, every count, nothing extra.
 
-    With the key also: the sealed header opens, journal entries agree, and the first images of every shard decrypt.
+    With the key also: the sealed header opens, and the first images of every shard decrypt. With the owner's folder
+    also: inputs = outputs + quarantined, by job record, journal, ledger and quarantine list of every shard.
 
     Raises:
         StoreError: the store is unfinished. StoreDamagedError: something is missing, altered or extra.
@@ -56,32 +61,43 @@ def verify_store(
     if path.is_dir():
         _refuse_extra(path, manifest)
     if key is not None:
-        summary.notes.append(_verify_with_key(path, key, owner_folder))
+        summary.notes += _verify_with_key(path, key, owner_folder)
     summary.seconds = time.perf_counter() - started
     return summary
 
 
 def _refuse_extra(path: Path, manifest: Manifest) -> None:
-    expected = files_of(path, manifest) | {"dlmt-store.json"}
-    found = {file.relative_to(path).as_posix() for file in path.rglob("*") if not file.is_dir()}
-    extra = sorted(found - expected)
-    if extra:
-        raise StoreDamagedError(f"{path} holds {len(extra)} files that its manifest does not name, first {extra[0]}")
+    expected = distinct(chain(files_of(path, manifest), [NAME]))
+    count, first = 0, ""
+    for name in files_below(path):
+        if digest64(name) not in expected:
+            count, first = count + 1, min(first or name, name)
+    if count:
+        raise StoreDamagedError(f"{path} holds {count} files that its manifest does not name, first {first}")
 
 
-def _verify_with_key(path: Path, key: Key, owner_folder: Callable[[str], Path] | None) -> str:
+def _verify_with_key(path: Path, key: Key, owner_folder: Callable[[str], Path] | None) -> list[str]:
     store = StoredImages(path, key)
     owner = OwnerFolder(owner_folder(store.manifest.store_id), store.seal) if owner_folder else None
-    checked = 0
+    inputs = job_inputs(store, owner, key) if owner else None
+    checked = refused = 0
     for index, shard in enumerate(store.manifest.shards):
         entry = owner.read_journal(index) if owner else None
         if entry is not None and (entry["output_sha256"], entry["outputs"]) != (shard.sha256, shard.count):
             raise StoreDamagedError(f"shard {index} is not the one that the owner's journal describes")
         ledger = owner.read_ledger(index, shard.sha256) if owner else None
-        if store.needs_bounds and ledger is None:
-            return "the key opens the header; no ledger at hand, so no image was decrypted"
-        checked += _decrypt_sample(store, shard, ledger or {})
-    return f"the key opens the header, and {checked} images decrypt"
+        if owner and inputs is not None:
+            refused += check_counts(store, owner, index, shard, inputs[index], ledger)
+        if ledger is not None or not store.needs_bounds:
+            checked += _decrypt_sample(store, shard, ledger or {})
+    if checked or not store.needs_bounds:
+        notes = [f"the key opens the header, and {checked} images decrypt"]
+    else:
+        notes = ["the key opens the header; no ledger at hand, so no image was decrypted"]
+    if inputs is None:
+        return [*notes, "the owner's folder is not at hand, so inputs and quarantined were not counted (--owner DIR)"]
+    counts = f"{sum(inputs)} inputs = {store.manifest.count} outputs + {refused} quarantined"
+    return [*notes, f"the owner's folder agrees: {counts}"]
 
 
 def _decrypt_sample(store: StoredImages, shard: Published, ledger: dict[str, Any]) -> int:

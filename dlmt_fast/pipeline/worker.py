@@ -5,6 +5,7 @@ process and every worker process; nothing here knows how many shards or workers 
 from __future__ import annotations
 
 import errno
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -18,12 +19,13 @@ from ..schemes import DLMT, Plan
 from ..stores.contract import Array, Batch, Published, Reader, Refused, ShardSpec, ShardWriter
 from ..stores.publish import OS, FileOps, naming_a_full_disk
 from .formats import Contents, Place, format_of
-from .job import refused_error
+from .job import refuse_other_versions, refused_error, versions
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal
 from .summary import Advance, Tally
 
+PLANNED = 1 << 24  # values of images; photographs that keep their sizes have about as many shapes as there are images
 _ATTEMPTS = 3
 _PAUSE = 0.2  # seconds before the second attempt, four times as long before each further one
 # Errors of devices and networks that may pass. A full disk or a missing permission does not.
@@ -64,6 +66,7 @@ class JobContext:
         retire: the manifest of a store that is being replaced, which goes before the first shard is visible.
         decoders: threads that decode.
         threads: of the kernels; None: their own choice.
+        versions: of the job record; a worker that has others is refused.
     """
 
     key: Key
@@ -78,20 +81,28 @@ class JobContext:
     decoders: int
     threads: int | None
     ops: FileOps = OS
+    versions: Mapping[str, str] = field(default_factory=versions)  # of a job without libraries of its own
 
 
 class Plans:
-    """One plan a shape, made when first needed."""
+    """One plan a shape, made when first needed; those used last are kept, for `PLANNED` values together."""
 
     def __init__(self, make: Callable[[tuple[int, ...]], Plan]) -> None:
-        self._make, self._plans = make, dict[tuple[int, ...], Plan]()
+        self._make, self._plans, self._pixels = make, dict[tuple[int, ...], Plan](), 0
 
     def of(self, images: Array) -> Plan:
         """The plan for a batch (N, C, H, W)."""
         shape = images.shape[1:]
-        if shape not in self._plans:
-            self._plans[shape] = self._make(shape)
-        return self._plans[shape]
+        plan = self._plans.pop(shape, None)
+        if plan is None:
+            self._pixels += math.prod(shape)
+            plan = self._make(shape)
+        self._plans[shape] = plan  # the last one used is at the end
+        while self._pixels > PLANNED and len(self._plans) > 1:
+            oldest = next(iter(self._plans))
+            del self._plans[oldest]
+            self._pixels -= math.prod(oldest)
+        return plan
 
 
 def planner(scheme: DLMT, key: Key, options: JobOptions) -> Callable[[tuple[int, ...]], Plan]:
@@ -107,6 +118,7 @@ class ShardWork:
     """Does the shards of one job, one after the other."""
 
     def __init__(self, job: JobContext) -> None:
+        refuse_other_versions(job.versions)
         self._job = job
         self._plans = Plans(planner(job.scheme, job.key, job.options))
         self._owner = OwnerFolder(job.owner, StoreSeal(job.key, job.store_id), job.ops)

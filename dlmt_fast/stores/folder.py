@@ -29,7 +29,7 @@ from .walk import LinkedFolders
 
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
 _PROBERS = 4  # threads that read headers: most of the time is the disk's
-_PROBED = 64  # files a task
+_PROBED = 32  # files a task
 
 
 class Options(NamedTuple):

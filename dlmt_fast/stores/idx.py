@@ -26,12 +26,13 @@ from .gzipped import pack
 from .publish import OS, FileOps
 from .runs import Runs
 from .sliced import SlicedWriter
+from .walk import entries
 
 _TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4")}
 _CODES = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
 _IMAGES = re.compile(r"[-_.]idx3[-_.]ubyte(\.gz)?$")
 _LABELS = re.compile(r"[-_.]idx1[-_.]ubyte(\.gz)?$")
-SLICE_BYTES = 4 << 20
+SLICE_BYTES = 1 << 20  # several times the cache of a core; larger ones cost memory and gain no time
 _LABELS_HEADER = 8  # bytes
 _GZIP_RATIO = 1040  # deflate cannot shrink further
 
@@ -59,7 +60,7 @@ class Header:
 def looks_like_idx(path: Path) -> bool:
     """Whether a file begins as an IDX file does, or a folder has files named as MNIST's."""
     if path.is_dir():
-        return any(_IMAGES.search(entry.name) for entry in path.iterdir())
+        return any(_IMAGES.search(entry.name) for entry in entries(path))
     try:
         with open_idx(path) as file:
             head = file.read(4)
@@ -275,11 +276,12 @@ class IdxSource:
         return self._runs.path_of(index)
 
     def label_of(self, index: int) -> int | None:
-        """From `train-labels-idx1-ubyte`, where the images are `train-images-idx3-ubyte`."""
+        """From `train-labels-idx1-ubyte`, where the images are `train-images-idx3-ubyte`; .gz or not."""
         shard, first = self._runs.find(index)
         if shard not in self._labels:
-            name = self.images[shard].replace("images", "labels").replace("idx3", "idx1")
-            self._labels[shard] = self.read_labels(name)[8:] if name in self.extras else None
+            wanted = self.images[shard].removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+            name = next((name for name in self.extras if name.removesuffix(".gz") == wanted), None)
+            self._labels[shard] = None if name is None else self.read_labels(name)[8:]
         labels = self._labels[shard]
         if labels is not None and len(labels) != self.headers[shard].sizes[0]:
             raise StoreError(

@@ -22,7 +22,8 @@ from .contract import Published
 FORMAT = "dlmt-store"
 VERSION = 1
 NAME = "dlmt-store.json"
-KINDS = ("folder", "idx", "npy", "webdataset", "parquet")
+NESTED = ("zarr",)  # whose files lie in folders
+KINDS = ("folder", "idx", "npy", "webdataset", "parquet", "zarr")
 DTYPES = ("uint8", "uint16", "int32", "float32", "float16")
 MAX_BYTES = 256 << 20
 _FIELDS = {"format", "version", "kind", "store_id", "dtype", "shape", "count", "shards", "extras", "sealed", "sha256"}
@@ -99,14 +100,15 @@ def decode_manifest(data: bytes, path: Path) -> Manifest:
         _damaged(path, "kind, dtype or count is malformed")
     if not isinstance(document["store_id"], str) or not _STORE_ID.fullmatch(document["store_id"]):
         _damaged(path, "the store id is malformed")
+    nested = document["kind"] in NESTED
     manifest = Manifest(
         kind=document["kind"],
         store_id=document["store_id"],
         dtype=document["dtype"],
         shape=None if shape is None else tuple(shape),
         count=document["count"],
-        shards=_published(document["shards"], path),
-        extras=_published(document["extras"], path),
+        shards=_published(document["shards"], path, nested),
+        extras=_published(document["extras"], path, nested),
         sealed=_base64(document["sealed"], path),
     )
     if data != manifest.encode():  # the checksum covers the values, this the rest
@@ -137,7 +139,7 @@ def _digest(body: Mapping[str, Any], path: Path) -> str:
         _damaged(path, "it holds values that a manifest cannot hold")
 
 
-def _published(entries: Any, path: Path) -> tuple[Published, ...]:
+def _published(entries: Any, path: Path, nested: bool) -> tuple[Published, ...]:
     fields = {"name", "count", "size", "sha256"}
     if not isinstance(entries, list):
         _damaged(path, "shards or extras is not a list")
@@ -147,7 +149,8 @@ def _published(entries: Any, path: Path) -> tuple[Published, ...]:
         name, digest = entry["name"], entry["sha256"]
         if not isinstance(name, str) or not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
             _damaged(path, "a shard's entry is malformed")
-        if not name or "/" in name or "\\" in name or "\0" in name or name.startswith("."):
+        parts = name.split("/") if nested else [name]
+        if any(not part or part[0] == "." or set(part) & set("/\\\0") for part in parts):
             _damaged(path, "a shard's name leaves the store")
     return tuple(Published(**entry) for entry in entries)
 

@@ -20,6 +20,7 @@ from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
 from .decode import decode_bytes, probe_bytes
 from .parquet_format import Columns, Row, is_parquet_name, read_footer, read_rows, shard_name, split_of
+from .walk import files_below
 
 SHARD_ROWS = 1000  # a shard has as many row groups as it takes to reach so many rows
 
@@ -44,7 +45,7 @@ class Group(NamedTuple):
 def looks_like_parquet(path: Path) -> bool:
     """Whether a file begins as a Parquet file does, or a folder holds such files by name."""
     if path.is_dir():
-        return any(is_parquet_name(name) for _, _, names in os.walk(path) for name in names)
+        return any(map(is_parquet_name, files_below(path)))
     try:
         with open(path, "rb") as file:
             return file.read(4) == b"PAR1"
@@ -69,10 +70,12 @@ class ParquetRows:
         self._known: tuple[int, list[Row]] = (-1, [])
 
     def path_of(self, index: int) -> str:
-        """The file, `#` and the row there; and behind two slashes the row's `path`, where it has a plain one."""
+        """The file, and behind two slashes the row there; or `#` and the row, and behind two slashes its `path`, where
+        it has a plain one."""
         group, row = self._find(index)
-        place = f"{group.path}#{group.first + index - group.rows.start}"
-        return f"{place}//{row.path}" if row.path is not None and _is_plain(row.path) else place
+        place = group.first + index - group.rows.start
+        named = row.path is not None and _is_plain(row.path)
+        return f"{group.path}#{place}//{row.path}" if named else f"{group.path}//{place}"
 
     def label_of(self, index: int) -> int | None:
         """The row's label; 0 where it is null, as such a row is refused. None where there are no labels."""

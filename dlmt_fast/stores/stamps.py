@@ -18,8 +18,8 @@ from .scratch import Scratch
 #: (the bytes of a path, size and time): neither holds a zero byte, which stands between them on disk.
 _Record: TypeAlias = tuple[bytes, bytes]
 
-_RUN = 8192  # records sorted in memory: 2 MB
-_BLOCK = 64  # records of a run that are in memory while runs are merged
+_RUN = 2048  # records sorted in memory: 0.5 MB
+_BLOCK = 32  # records of a run that are in memory while runs are merged
 _MERGED_AT_ONCE = 128
 _READ = 256  # records read at once in order
 

@@ -10,19 +10,32 @@ from pathlib import Path
 from ..errors import StoreError
 
 
+def entries(folder: Path) -> Iterator[os.DirEntry[str]]:
+    """What is in a folder, in no order."""
+    with os.scandir(folder) as found:
+        yield from found
+
+
 def is_empty(folder: Path) -> bool:
     """Whether a folder has no entry."""
-    with os.scandir(folder) as entries:
-        return next(entries, None) is None
+    return next(entries(folder), None) is None
 
 
 def folders_below(root: Path) -> Iterator[Path]:
     """`root` and all folders below it, each before those in it; links are not followed."""
     yield root
-    with os.scandir(root) as entries:
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                yield from folders_below(Path(entry.path))
+    for entry in entries(root):
+        if entry.is_dir(follow_symlinks=False):
+            yield from folders_below(Path(entry.path))
+
+
+def files_below(root: Path, above: str = "") -> Iterator[str]:
+    """The relative POSIX paths of all files and links below `root`, but for links to folders."""
+    for entry in entries(root):
+        if entry.is_dir(follow_symlinks=False):
+            yield from files_below(Path(entry.path), f"{above}{entry.name}/")
+        elif not entry.is_dir():
+            yield above + entry.name
 
 
 class LinkedFolders:

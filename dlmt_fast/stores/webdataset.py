@@ -20,6 +20,7 @@ from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
 from .decode import decode_bytes, probe_bytes
 from .tar_index import LABELS, Sample, read_index
+from .walk import entries
 
 
 class Decoding(NamedTuple):
@@ -40,7 +41,7 @@ class Tar(NamedTuple):
 def looks_like_webdataset(path: Path) -> bool:
     """Whether a file is called `*.tar`, or a folder holds such files."""
     if path.is_dir():
-        return any(entry.name.endswith(".tar") and entry.is_file() for entry in path.iterdir())
+        return any(entry.name.endswith(".tar") and entry.is_file() for entry in entries(path))
     return path.name.endswith(".tar")
 
 

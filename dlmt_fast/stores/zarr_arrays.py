@@ -36,6 +36,7 @@ class ZarrSource:
     """Reads every array of images of a folder; `labels` are the arrays beside them, by array of images."""
 
     kind = "zarr"
+    named = in_folders = single = own_names = False
 
     def __init__(self, path: Path) -> None:
         if not (path / METADATA).is_file():
@@ -54,6 +55,7 @@ class ZarrSource:
             raise StoreError(f"{path} holds no array of images (N, H, W), (N, H, W, C) or (N, C, H, W)")
         for name in self.images:
             self._check(name, set(files))
+        self._known: tuple[int, NDArray[np.integer[Any]]] | None = None
         self._runs = Runs([name or "images" for name in self.images], [self._shape(name)[0] for name in self.images])
 
     def _shape(self, name: str) -> tuple[int, ...]:
@@ -75,6 +77,11 @@ class ZarrSource:
     @property
     def extras(self) -> list[str]:
         return list(self.labels.values())
+
+    def extra_names(self, shards: Sequence[str]) -> Iterator[tuple[str, str]]:
+        for name, stored in zip(self.images, shards, strict=True):
+            if name in self.labels:
+                yield self.labels[name], labels_beside(stored, ".npy")
 
     def extra_bytes(self, name: str) -> bytes:
         """The .npy file of one of `extras`."""
@@ -115,6 +122,23 @@ class ZarrSource:
         """The shape and so the layout of a shard's array."""
         return self._shape(self.images[shard])
 
+    def number_classes(self) -> None:
+        """Labels are numbers."""
+
+    def part(self, samples: range) -> ZarrSource:
+        """Itself, which holds no values."""
+        return self
+
+    def label_of(self, index: int) -> int | None:
+        """From the array beside the images."""
+        shard, first = self._runs.find(index)
+        name = self.images[shard]
+        if name not in self.labels:
+            return None
+        if self._known is None or self._known[0] != shard:
+            self._known = shard, self.read_labels(name)
+        return int(self._known[1][index - first])
+
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)
 
@@ -128,10 +152,8 @@ class ZarrSource:
                 stamp.check_unchanged(self.root)
         samples = range(indices[0] - first, indices[-1] + 1 - first)
         name = self.images[shard]
-        labels = self.read_labels(name)[samples.start : samples.stop].tolist() if name in self.labels else None
         for start, images in read_slices(self._arrays[name], self.root / name, samples):
-            chosen = None if labels is None else labels[start - samples.start : start - samples.start + len(images)]
-            yield Batch(range(first + start, first + start + len(images)), images, chosen)
+            yield Batch(range(first + start, first + start + len(images)), images)
 
 
 def read_slices(array: Any, path: Path, samples: range) -> Iterator[tuple[int, Array]]:

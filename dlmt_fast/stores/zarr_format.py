@@ -1,10 +1,10 @@
 """Zarr v3 arrays of images as this package writes them: what their metadata says, and where which value lies.
 
-An array (N, ...) is cut along its first axis alone. Its objects are whole Zarr shards (codec `sharding_indexed`) of
+An array (N, C, H, W) is cut along its first axis alone. Its objects are whole Zarr shards (codec `sharding_indexed`) of
 `object_rows` images each, and these hold chunks of `chunk_rows` images, uncompressed, each followed by its CRC-32C; at
 the end stands the index: where each chunk begins and how long it is, little-endian uint64, and a CRC-32C. See
 https://zarr-specs.readthedocs.io/en/latest/v3/codecs/sharding-indexed/index.html. Labels are an int64 array beside the
-images, with an object for each of theirs.
+images, one object.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import missing
+from ..errors import StoreDamagedError, missing
+from .runs import labels_beside
 
 METADATA = "zarr.json"
 _CHUNK_BYTES = 64 << 10  # what a reader of one small image gets at once
-_OBJECT_BYTES = 64 << 20
 _ABSENT = (1 << 64) - 1
 _BYTES = {"name": "bytes", "configuration": {"endian": "little"}}
 _CRC = {"name": "crc32c"}
@@ -33,36 +33,34 @@ class ArrayPlan:
 
     Attributes:
         name: of the array within the group.
-        labels: the name of the array of its labels, or None.
-        shape: (N, ...), images along the first axis.
+        labelled: an array of labels lies beside it.
+        shape: (N, C, H, W).
         dtype: of the images.
         object_rows: images in one stored object; all but the last have so many.
     """
 
     name: str
-    labels: str | None
-    shape: tuple[int, ...]
+    labelled: bool
+    shape: tuple[int, int, int, int]
     dtype: str
     object_rows: int
 
     @property
-    def item_bytes(self) -> int:
-        """Bytes of one image."""
-        return int(np.prod(self.shape[1:], dtype=object)) * np.dtype(self.dtype).itemsize
-
-    @property
     def chunk_rows(self) -> int:
         """Images in a chunk: the most that divide an object and stay small."""
-        most = min(self.object_rows, max(1, _CHUNK_BYTES // self.item_bytes))
+        most = min(self.object_rows, _small(self.shape[1:], self.dtype))
         return next(rows for rows in range(most, 0, -1) if self.object_rows % rows == 0)
 
-    def object_name(self, number: int) -> str:
-        """The file of an object, relative to the group."""
-        return f"{self.name}/c.{number}" + ".0" * (len(self.shape) - 1)
+    @property
+    def labels_name(self) -> str:
+        """The name of the array of labels."""
+        parent, slash, name = self.name.rpartition("/")
+        return parent + slash + labels_beside(name)
 
-    def labels_name(self, number: int) -> str:
-        """The file of the labels of an object's images."""
-        return f"{self.labels}/c.{number}"
+    @property
+    def labels_object(self) -> str:
+        """The file of all labels."""
+        return f"{self.labels_name}/c.0"
 
     def metadata(self) -> dict[str, dict[str, Any]]:
         """What `zarr.json` says, by name of array."""
@@ -78,16 +76,36 @@ class ArrayPlan:
         }
         fill: int | float = 0.0 if np.dtype(self.dtype).kind == "f" else 0
         found = {self.name: _array(self.shape, (self.object_rows, *self.shape[1:]), self.dtype, fill, [sharded])}
-        if self.labels is not None:
-            found[self.labels] = _array(self.shape[:1], (self.object_rows,), "int64", 0, [_BYTES, _CRC])
+        if self.labelled:
+            count = self.shape[0]
+            found[self.labels_name] = _array((count,), (max(1, count),), "int64", 0, [_BYTES, _CRC])
         return found
 
 
-def rows_of_objects(shape: Sequence[int], dtype: str) -> int:
-    """How many images an object has where nothing else asks for a number: some tens of megabytes."""
-    item = int(np.prod(shape[1:], dtype=object)) * np.dtype(dtype).itemsize
-    chunk = max(1, _CHUNK_BYTES // item)
-    return chunk * max(1, min(_OBJECT_BYTES // (chunk * item), -(-shape[0] // chunk)))
+def object_name(array: str, number: int) -> str:
+    """The file of an array's object, relative to the group."""
+    return f"{array}/c.{number}.0.0.0"
+
+
+def array_of(name: str) -> str:
+    """The array that an object's file belongs to."""
+    return name.rpartition("/")[0]
+
+
+def rows_of_objects(first: int, several: bool, shape: Sequence[int], dtype: str) -> int:
+    """How many images (C, H, W) the objects of an array have.
+
+    Args:
+        first: images in its first object.
+        several: there are more; else the only object has room for whole chunks of a good size.
+    """
+    chunk = min(_small(shape, dtype), max(1, first))
+    return first if several else -(-max(1, first) // chunk) * chunk
+
+
+def _small(shape: Sequence[int], dtype: str) -> int:
+    """How many images make a chunk of a good size."""
+    return int(max(1, _CHUNK_BYTES // (int(np.prod(shape, dtype=object)) * np.dtype(dtype).itemsize)))
 
 
 def metadata_files(plans: Sequence[ArrayPlan]) -> list[tuple[str, bytes]]:
@@ -106,6 +124,27 @@ def metadata_files(plans: Sequence[ArrayPlan]) -> list[tuple[str, bytes]]:
 def encode_chunk(values: bytes) -> bytes:
     """A chunk's bytes with their CRC-32C behind them."""
     return values + struct.pack("<I", crc32c(values))
+
+
+def encode_labels(labels: Sequence[int]) -> bytes:
+    """The object of an array's labels."""
+    return encode_chunk(np.array(labels or [0], "<i8").tobytes())
+
+
+def decode_chunk(data: bytes, where: str) -> bytes:
+    """The values of a chunk.
+
+    Raises:
+        StoreDamagedError: its CRC-32C does not match.
+    """
+    if data[-4:] != struct.pack("<I", crc32c(data[:-4])):
+        raise StoreDamagedError(f"{where} is damaged: a checksum does not match")
+    return data[:-4]
+
+
+def index_bytes(chunks: int) -> int:
+    """The length of an index."""
+    return 16 * chunks + 4
 
 
 def encode_index(sizes: Sequence[int], chunks: int) -> bytes:

@@ -14,6 +14,7 @@ from .idx import IdxFormat
 from .npy import NpyFormat
 from .parquet import ParquetFormat
 from .webdataset import WebdatasetFormat
+from .zarr import ZarrFormat
 
 __all__ = ["KINDS", "Contents", "Place", "StoredBatch", "StoredFormat", "StoredShard", "format_of"]
 
@@ -23,6 +24,7 @@ _FORMATS: dict[str, StoredFormat] = {
     "npy": NpyFormat(),
     "parquet": ParquetFormat(),
     "webdataset": WebdatasetFormat(),
+    "zarr": ZarrFormat(),
 }
 KINDS = tuple(_FORMATS)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ...errors import StoreDamagedError
-from ...stores.contract import Array, Published, ShardSpec, ShardWriter
+from ...stores.contract import Array, Published, Shape, ShardSpec, ShardWriter
 from ...stores.manifest import Manifest
-from ...stores.publish import OS, FileOps, file_digest
+from ...stores.publish import OS, FileOps, file_digest, make_directories, publish_bytes
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,9 @@ class Contents:
         labelled: each image comes with a class number.
         classes: the names of these numbers, where they have names that may be seen.
         names: the names of the samples may be seen.
+        shape: (C, H, W) of every image; None where sizes differ.
+        first, several: how many samples the first shard of the array has that this shard is part of, and whether it
+            has more shards.
     """
 
     dtype: str
@@ -38,6 +42,9 @@ class Contents:
     labelled: bool = False
     classes: tuple[str, ...] | None = None
     names: bool = False
+    shape: Shape | None = None
+    first: int = 0
+    several: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,6 +85,7 @@ class StoredFormat(Protocol):
         labelled: class numbers lie with the images.
         one_file: a shard is one file; else a file a sample and a file that stands for the shard.
         libraries: packages that write the files, so that these depend on their versions.
+        joined: the shards of a source of files are parts of one array, and the target is always a folder.
     """
 
     kind: str
@@ -86,12 +94,31 @@ class StoredFormat(Protocol):
     labelled: bool
     one_file: bool
     libraries: tuple[str, ...]
+    joined: bool
 
     def check(self, dtype: str) -> None:
         """Refuse what no file of this kind can hold.
 
         Raises:
             ParameterError: that.
+        """
+        ...
+
+    def check_job(self, shape: Shape | None, on_error: str) -> None:
+        """Refuse a job whose result this kind cannot hold; `shape` as in `Contents`.
+
+        Raises:
+            ParameterError: that.
+        """
+        ...
+
+    def closing(
+        self, dtype: str, shape: Shape | None, shards: Sequence[Published], labels: Sequence[Sequence[int] | None]
+    ) -> Iterator[tuple[str, bytes]]:
+        """(name, content) of the files that make shards one whole, in the order of publication, when all are there.
+
+        Args:
+            labels: of each shard's samples in writing order.
         """
         ...
 
@@ -103,8 +130,9 @@ class StoredFormat(Protocol):
         """Whether a sample can have this name, and no file of the store's own has it."""
         ...
 
-    def plain_name(self, original: str) -> str:
-        """What a decrypted image is called; `original` is its path in the source, with .png."""
+    def plain_name(self, original: str, stored: str) -> str:
+        """What a decrypted image is called; `original` is its path in the source, with .png, `stored` its name in the
+        store."""
         ...
 
     def shard_name(self, shard: ShardSpec, base: str) -> str:
@@ -121,6 +149,10 @@ class StoredFormat(Protocol):
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> StoredShard:
         """A published shard, to be read."""
+        ...
+
+    def stored_labels(self, root: Path, manifest: Manifest) -> list[Sequence[int] | None]:
+        """The labels of each shard, where they are in what `closing` gave."""
         ...
 
     def files(self, root: Path, shard: Published) -> set[str]:
@@ -149,11 +181,23 @@ class OneFile:
 
     one_file = True
     libraries: tuple[str, ...] = ()
+    joined = False
+
+    def check_job(self, shape: Shape | None, on_error: str) -> None:
+        """Files hold images of any size, and fewer of them too."""
+
+    def closing(
+        self, dtype: str, shape: Shape | None, shards: Sequence[Published], labels: Sequence[Sequence[int] | None]
+    ) -> Iterator[tuple[str, bytes]]:
+        return iter(())
+
+    def stored_labels(self, root: Path, manifest: Manifest) -> list[Sequence[int] | None]:
+        return [None] * len(manifest.shards)
 
     def holds(self, name: str) -> bool:
         return not name
 
-    def plain_name(self, original: str) -> str:
+    def plain_name(self, original: str, stored: str) -> str:
         return original
 
     def files(self, root: Path, shard: Published) -> set[str]:
@@ -167,6 +211,13 @@ class OneFile:
     def verify(self, root: Path, shard: Published) -> Iterator[int]:
         check_published(root / shard.name, shard)
         yield shard.count
+
+
+def publish_extra(place: Place, name: str, data: bytes) -> Published:
+    """Publish a file that belongs to no shard; what a manifest says of it."""
+    make_directories((place.root / name).parent, place.ops)
+    publish_bytes(place.root / name, data, place.store_id, ops=place.ops)
+    return Published(name, 1, len(data), hashlib.sha256(data).hexdigest())
 
 
 def check_published(path: Path, published: Published) -> None:

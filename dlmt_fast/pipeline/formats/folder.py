@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from ...errors import StoreDamagedError
-from ...stores.contract import Array, Published, ShardSpec, ShardWriter
+from ...stores.contract import Array, Published, Shape, ShardSpec, ShardWriter
 from ...stores.folder import FolderWriter
 from ...stores.listing import Listed, can_be_listed, listing_name, read_listed, read_listing
 from ...stores.manifest import Manifest
@@ -27,9 +27,21 @@ class FolderFormat:
     labelled = False
     one_file = False
     libraries: tuple[str, ...] = ()
+    joined = False
 
     def check(self, dtype: str) -> None:
         """A .npy file holds any dtype."""
+
+    def check_job(self, shape: Shape | None, on_error: str) -> None:
+        """Files hold images of any size, and fewer of them too."""
+
+    def closing(
+        self, dtype: str, shape: Shape | None, shards: Sequence[Published], labels: Sequence[Sequence[int] | None]
+    ) -> Iterator[tuple[str, bytes]]:
+        return iter(())
+
+    def stored_labels(self, root: Path, manifest: Manifest) -> list[Sequence[int] | None]:
+        return [None] * len(manifest.shards)
 
     def suffix(self, dtype: str) -> str:
         return ".png" if dtype == "uint8" else ".npy"
@@ -40,8 +52,10 @@ class FolderFormat:
     def holds(self, name: str) -> bool:
         return can_be_listed(name)
 
-    def plain_name(self, original: str) -> str:
-        return original.replace("//", "/")
+    def plain_name(self, original: str, stored: str) -> str:
+        """A sample of a tar lies in its class, then in a folder called as the tar."""
+        tar, inside, name = original.partition("//")
+        return "/".join(filter(None, (stored.rpartition("/")[0], tar, name))) if inside else original
 
     def labels_name(self, shard: str) -> str | None:
         return None

@@ -35,7 +35,7 @@ class ParquetFormat(OneFile):
     def holds(self, name: str) -> bool:
         return can_be_listed(name)
 
-    def plain_name(self, original: str) -> str:
+    def plain_name(self, original: str, stored: str) -> str:
         return original.rpartition("//")[2]
 
     def labels_name(self, shard: str) -> str | None:

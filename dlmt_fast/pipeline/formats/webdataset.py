@@ -34,7 +34,7 @@ class WebdatasetFormat(OneFile):
     def holds(self, name: str) -> bool:
         return can_be_listed(name) and "." not in key_of(name)[1] and not name.startswith("__")
 
-    def plain_name(self, original: str) -> str:
+    def plain_name(self, original: str, stored: str) -> str:
         folder, slash, last = original.rpartition("//")[2].rpartition("/")
         return folder + slash + last.removesuffix(".png").replace(".", "_") + ".png"
 
