@@ -157,7 +157,7 @@ def tars(root: Path) -> list[bytes]:
         with tarfile.open(root / f"clinic-{number}.tar", "w") as archive:
             for member, data in (
                 (name, (root / "photos" / name).read_bytes()),
-                (name[:-4] + ".json", b'{"a": "private"}'),
+                (name[:-4] + ".diagnosis", b'{"a": "private"}'),
             ):
                 info = tarfile.TarInfo(member)
                 info.size, info.uname, info.mtime = len(data), "anna", 1234567890
@@ -177,7 +177,7 @@ def tars(root: Path) -> list[bytes]:
         b"clinic",
         b"Exif",
         b"private",
-        b"json",
+        b"diagnosis",
     ]
 
 
