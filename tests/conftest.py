@@ -7,6 +7,7 @@ CPU: a test that takes `target` runs once for each of them (`fast_target`: witho
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -18,6 +19,10 @@ import pytest
 import dlmt_fast as dlmt
 
 SECRET = bytes(range(32))
+
+# A shell starts what it puts into the background with Ctrl-C ignored, and every process that we start inherits that:
+# the tests that interrupt a command would wait for an interrupt that cannot come.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("dlmt", deadline=None, derandomize=True, max_examples=60)
 hypothesis.settings.load_profile("dlmt")
