@@ -106,7 +106,8 @@ def test_a_ledger_with_fewer_names(place: Place) -> None:
     owner = OwnerFolder(place.owner(store_id), StoreSeal(place.key, store_id))
     digest = str((owner.read_journal(1) or {})["output_sha256"])
     ledger = owner.read_ledger(1, digest) or {}
-    owner.write_ledger(1, digest, ledger | {"names": ledger["names"][1:]})
+    fewer = ledger | {"names": ledger["names"][1:]}
+    owner.write_ledger(1, StoreSeal(place.key, store_id).seal_ledger(1, digest, fewer))
     with pytest.raises(StoreDamagedError, match="2 names and quarantined by the ledger"):
         place.notes()
 
@@ -161,11 +162,11 @@ def test_what_is_missing_of_the_list_is_written_when_a_job_goes_on(place: Place)
 def test_a_worker_of_other_versions_is_refused(place: Place) -> None:
     real = worker.versions()
     job = worker.JobContext(
-        place.key, SCHEME, JobOptions(), "0" * 32, "folder", "uint8", place.store, place.root, None, 1, 1,
+        place.key, SCHEME, JobOptions(), "0" * 32, "folder", "uint8", place.store, None, 1, 1,
         versions=real | {"pillow": "1.1.7", "nosuchlib": "2"},
     )  # fmt: skip
     with pytest.raises(StoreError) as raised:
-        worker.ShardWork(job)
+        worker.ShardWork(job, None)
     assert f"(nosuchlib 2 in the job record, None here; pillow 1.1.7 in the job record, {real['pillow']} here)" in str(
         raised.value
     )

@@ -13,6 +13,7 @@ from ..schemes import DLMT
 from ..stores.contract import Published, ShardSpec
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, remove_leftovers
+from .engines import run_tasks
 from .finished import finished
 from .formats import Place
 from .formats.contract import publish_extra
@@ -20,11 +21,10 @@ from .job import header
 from .locks import JobLocks
 from .options import JobOptions
 from .planned import PlannedJob, plan_job
-from .processes import run_here, run_in_processes
 from .slices import Slice
 from .sources import keep_sources
 from .summary import Progress, Summary, counter, no_progress
-from .worker import JobContext, ShardResult, Task
+from .worker import ShardResult, Task
 
 _SHOWN = 20  # classes that the summary names
 
@@ -129,14 +129,8 @@ class _Run:
         advance(sum(len(shard.samples) for shard in self._shards if shard.index in self._results))
         if todo and job.target.resumed:
             job.target.unfinish()
-        # Reading and writing whole arrays takes less time than starting processes.
-        processes = min(job.options.workers, len(todo)) if job.source.named or job.form.named else 1
-        context, tasks = self._context(processes), self._tasks(todo)
-        with closing(
-            run_in_processes(context, tasks, processes, advance, self._locks.descriptor)
-            if processes > 1
-            else run_here(context, tasks, advance)
-        ) as done:
+        engine = run_tasks(job, self._tasks(todo), len(todo), advance, self._locks.descriptor, self._ops)
+        with closing(engine) as done:
             for task, result in done:
                 self._results[task.shard.index] = result
                 del self._begun[task.shard.index]
@@ -228,15 +222,6 @@ class _Run:
         else:
             owner.forget_replaced()
         target.begin(self._job.store_id)
-
-    def _context(self, processes: int) -> JobContext:
-        job, target = self._job, self._job.target
-        retire = target.manifest if target.old else None
-        decoders, threads = (1, 1) if processes > 1 else (job.options.workers, None)
-        return JobContext(
-            job.key, job.scheme, job.options, job.store_id, job.kind, job.dtype, target.root, job.owner.root,
-            retire, decoders, threads, self._ops, job.record["versions"],
-        )  # fmt: skip
 
     def _tasks(self, shards: list[ShardSpec]) -> Iterator[Task]:
         """The work, entered in `_begun` when it is asked for."""

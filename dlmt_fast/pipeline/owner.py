@@ -109,9 +109,9 @@ class OwnerFolder:
         entry["sha256"] = hashlib.sha256(canonical_json(entry)).hexdigest()
         self._publish(f"journal-{shard:05d}.json", canonical_json(entry), shard)
 
-    def write_ledger(self, shard: int, output_sha256: str, ledger: Mapping[str, Any]) -> None:
-        """Original names and per-image bounds, encrypted."""
-        self._publish(f"ledger-{shard:05d}.bin", self._seal.seal_ledger(shard, output_sha256, ledger), shard)
+    def write_ledger(self, shard: int, sealed: bytes) -> None:
+        """Original names and per-image bounds, encrypted by `StoreSeal.seal_ledger`."""
+        self._publish(f"ledger-{shard:05d}.bin", sealed, shard)
 
     def read_ledger(self, shard: int, output_sha256: str) -> dict[str, Any] | None:
         """A shard's ledger, or None where the folder has none.

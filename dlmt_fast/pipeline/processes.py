@@ -10,23 +10,25 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, reduction, resource_tracker
+from pathlib import Path
 from typing import Any
 
 from ..errors import DlmtError, StoreError
-from ..stores.publish import remove_leftovers
+from .owner import OwnerFolder
+from .seal import StoreSeal
 from .summary import Advance, Tally
-from .worker import JobContext, ShardResult, ShardWork, Task
+from .worker import Entries, JobContext, ShardResult, ShardWork, Task, clear_shard
 
 _DEATHS = 3  # of workers over one shard, then the job fails
 
 
 def run_here(
-    job: JobContext, tasks: Iterator[Task], advance: Advance
+    job: JobContext, owner: OwnerFolder, tasks: Iterator[Task], advance: Advance
 ) -> Generator[tuple[Task, ShardResult], None, None]:
     """Do the tasks one after the other."""
-    work = ShardWork(job)
+    work = ShardWork(job, Entries(owner))
     for task in tasks:
-        yield task, work.run(task, advance)
+        yield task, work.make(task, advance).result
 
 
 @contextmanager
@@ -76,7 +78,7 @@ class _Worker:
 
 
 def run_in_processes(
-    job: JobContext, tasks: Iterator[Task], processes: int, advance: Advance, lock: int
+    job: JobContext, owner: OwnerFolder, tasks: Iterator[Task], processes: int, advance: Advance, lock: int
 ) -> Generator[tuple[Task, ShardResult], None, None]:
     """Do the tasks in `processes` workers. One that is killed is replaced and its shard done again, some times.
 
@@ -92,7 +94,7 @@ def run_in_processes(
 
     def start() -> _Worker:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, job, _Lock(lock)), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, job, owner.root, _Lock(lock)), daemon=True)
         with _undisturbed():
             process.start()
         theirs.close()
@@ -115,7 +117,7 @@ def run_in_processes(
                 try:
                     kind, value = worker.pipe.recv()
                 except (EOFError, OSError):
-                    _bury(worker, task, job, deaths)
+                    _bury(worker, task, job, owner, deaths)
                     again.append(task)
                     workers[workers.index(worker)] = fresh = start()
                     give(fresh)
@@ -134,7 +136,7 @@ def run_in_processes(
             worker.pipe.close()
 
 
-def _bury(worker: _Worker, task: Task, job: JobContext, deaths: dict[int, int]) -> None:
+def _bury(worker: _Worker, task: Task, job: JobContext, owner: OwnerFolder, deaths: dict[int, int]) -> None:
     """Take back what a dead worker had begun, unless this has happened too often."""
     worker.process.join()
     worker.pipe.close()
@@ -148,23 +150,22 @@ def _bury(worker: _Worker, task: Task, job: JobContext, deaths: dict[int, int]) 
             f"shard {index} ended {_DEATHS} workers, the last {how}; signal 9 is most often too little memory: "
             "fewer --workers or a smaller --shard-size need less"
         )
-    folders = {(job.target / name).parent for name in (*task.names.values(), task.shard.name)}
-    folders |= {job.target, job.owner}
-    remove_leftovers((folder for folder in folders if folder.is_dir()), job.store_id, job.ops, {index})
+    clear_shard(job, task)
+    owner.sweep({index})
 
 
-def _serve(pipe: connection.Connection, job: JobContext, lock: _Lock) -> None:
+def _serve(pipe: connection.Connection, job: JobContext, owner: Path, lock: _Lock) -> None:
     """A worker: does tasks until the pipe ends. Ctrl-C is the parent's to handle; its end is this process's too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    work = ShardWork(job)
+    work = ShardWork(job, Entries(OwnerFolder(owner, StoreSeal(job.key, job.store_id), job.ops)))
 
     def advance(samples: int, size: int = 0, refused: int = 0) -> None:
         pipe.send(("advance", (samples, size, refused)))
 
     while (task := pipe.recv()) is not None:
         try:
-            result = work.run(task, advance)
+            result = work.make(task, advance).result
         except (DlmtError, OSError) as error:
             pipe.send(("failed", error))
         else:

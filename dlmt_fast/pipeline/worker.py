@@ -17,7 +17,7 @@ from ..functional import encrypt
 from ..keys import Key
 from ..schemes import DLMT, Plan
 from ..stores.contract import Array, Batch, Published, Reader, Refused, ShardSpec, ShardWriter
-from ..stores.publish import OS, FileOps, naming_a_full_disk
+from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers
 from .formats import Contents, Place, format_of
 from .job import refuse_other_versions, refused_error, versions
 from .options import JobOptions
@@ -57,6 +57,21 @@ class ShardResult:
 
 
 @dataclass(frozen=True)
+class Made:
+    """A published shard and what is to be entered of it: refused samples, sealed ledger, which attempt made it."""
+
+    published: Published
+    refused: list[Refused]
+    ledger: bytes
+    attempt: int
+
+    @property
+    def result(self) -> ShardResult:
+        """What the job needs of it."""
+        return ShardResult(self.published, self.refused)
+
+
+@dataclass(frozen=True)
 class JobContext:
     """What all shards of a job share. It holds the key, so it pickles only while a worker process is started.
 
@@ -76,7 +91,6 @@ class JobContext:
     kind: str
     dtype: str
     target: Path
-    owner: Path
     retire: Path | None
     decoders: int
     threads: int | None
@@ -114,16 +128,54 @@ def planner(scheme: DLMT, key: Key, options: JobOptions) -> Callable[[tuple[int,
     return make
 
 
+class Entries:
+    """Enters shards in the owner's folder, where they then count as done."""
+
+    def __init__(self, owner: OwnerFolder) -> None:
+        self._owner = owner
+
+    def enter(self, task: Task, made: Made) -> None:
+        """Enter a published shard.
+
+        Raises:
+            StoreError: the journal has another digest for this shard, so that its bytes are not deterministic.
+        """
+        index, owner = task.shard.index, self._owner
+        self._refuse_another_result(index, made.published)
+        # The entry comes last: it makes the shard count, so all else of the shard is on disk by then.
+        owner.write_ledger(index, made.ledger)
+        owner.write_quarantine(index, made.refused)
+        owner.write_journal(made.published, index, made.attempt, len(task.shard.samples), len(made.refused))
+
+    def _refuse_another_result(self, index: int, published: Published) -> None:
+        try:
+            entry = self._owner.read_journal(index)
+        except StoreDamagedError:
+            return
+        if entry is not None and (entry["output_sha256"], entry["outputs"]) != (published.sha256, published.count):
+            raise StoreError(
+                f"shard {index} came out with other bytes than the journal {self._owner.root} has for the same job: "
+                "the work is not deterministic on this machine (other library builds?); nothing further is published"
+            )
+
+
 class ShardWork:
-    """Does the shards of one job, one after the other."""
+    """Does the shards of one job, one after the other.
 
-    def __init__(self, job: JobContext) -> None:
+    Args:
+        entries: enters each shard; None: whoever gets what was made does.
+
+    Raises:
+        StoreError: this process has other versions than the job.
+    """
+
+    def __init__(self, job: JobContext, entries: Entries | None) -> None:
         refuse_other_versions(job.versions)
-        self._job = job
+        self._job, self._entries = job, entries
         self._plans = Plans(planner(job.scheme, job.key, job.options))
-        self._owner = OwnerFolder(job.owner, StoreSeal(job.key, job.store_id), job.ops)
+        self._seal = StoreSeal(job.key, job.store_id)
 
-    def run(self, task: Task, advance: Advance) -> ShardResult:
+    def make(self, task: Task, advance: Advance) -> Made:
         """Transform, publish and enter one shard; errors that may pass are tried again from the start.
 
         Args:
@@ -146,7 +198,7 @@ class ShardWork:
                 time.sleep(_PAUSE * 4 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")
 
-    def _attempt(self, task: Task, attempt: int, advance: Advance) -> ShardResult:
+    def _attempt(self, task: Task, attempt: int, advance: Advance) -> Made:
         job, index = self._job, task.shard.index
         place = Place(job.target, job.store_id, job.ops)
         with naming_a_full_disk(job.target):
@@ -154,28 +206,21 @@ class ShardWork:
             published, ledger, refused = encrypt_shard(
                 task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, self._retire
             )
-        self._refuse_another_result(index, published)
-        # The entry comes last: it makes the shard count, so all else of the shard is on disk by then.
-        self._owner.write_ledger(index, published.sha256, ledger)
-        self._owner.write_quarantine(index, refused)
-        self._owner.write_journal(published, index, attempt, len(task.shard.samples), len(refused))
-        return ShardResult(published, refused)
+        made = Made(published, refused, self._seal.seal_ledger(index, published.sha256, ledger), attempt)
+        if self._entries is not None:
+            self._entries.enter(task, made)
+        return made
 
     def _retire(self) -> None:
         if self._job.retire is not None and self._job.retire.exists():
             self._job.ops.unlink(self._job.retire)
             self._job.ops.fsync_directory(self._job.retire.parent)
 
-    def _refuse_another_result(self, index: int, published: Published) -> None:
-        try:
-            entry = self._owner.read_journal(index)
-        except StoreDamagedError:
-            return
-        if entry is not None and (entry["output_sha256"], entry["outputs"]) != (published.sha256, published.count):
-            raise StoreError(
-                f"shard {index} came out with other bytes than the journal {self._owner.root} has for the same job: "
-                "the work is not deterministic on this machine (other library builds?); nothing further is published"
-            )
+
+def clear_shard(job: JobContext, task: Task) -> None:
+    """Remove the temporaries that a dead worker left of a shard in the target."""
+    folders = {(job.target / name).parent for name in (*task.names.values(), task.shard.name)} | {job.target}
+    remove_leftovers((folder for folder in folders if folder.is_dir()), job.store_id, job.ops, {task.shard.index})
 
 
 def encrypt_shard(
