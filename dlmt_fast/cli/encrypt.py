@@ -48,6 +48,10 @@ def encrypt(
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Do the I-th of N slices; others do the rest, at the same time or not.")
     ] = "1/1",
+    engine: Annotated[str, typer.Option(help="local: processes here; ray: tasks of a Ray cluster.")] = "local",
+    address: Annotated[
+        str | None, typer.Option(help="Of the Ray cluster [default: RAY_ADDRESS, or one on this machine].")
+    ] = None,
     from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC, where that does not tell.")] = None,
     to_kind: Annotated[str | None, typer.Option("--to", help="The kind of DST [default: that of SRC].")] = None,
     owner: Owner = None,
@@ -78,7 +82,9 @@ def encrypt(
         overwrite=overwrite,
         resume=resume,
         check=check,
-        workers=cpus() if workers is None else workers,
+        workers=cpus() if workers is None and engine == "local" else workers,
+        engine=engine,
+        address=address,
         slice=Slice.parse(shard),
     )
     if normalize.startswith("minmax"):
@@ -88,7 +94,7 @@ def encrypt(
         return
     left: list[str] = []
     try:
-        with shown("encrypt", progress_mode, as_json, options.workers) as progress:
+        with shown("encrypt", progress_mode, as_json, options.workers or 0) as progress:
             summary = encrypt_store(
                 source,
                 target,

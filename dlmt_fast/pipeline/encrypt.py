@@ -21,6 +21,7 @@ from .job import header
 from .locks import JobLocks
 from .options import JobOptions
 from .planned import PlannedJob, plan_job
+from .ray_engine import check_ray
 from .slices import Slice
 from .sources import keep_sources
 from .summary import Progress, Summary, counter, no_progress
@@ -66,6 +67,9 @@ def encrypt_store(
         DlmtError, OSError: whatever else is wrong.
     """
     options, started = options or JobOptions(), time.perf_counter()
+    if options.engine == "ray":
+        check_ray()
+        source_path, target_path = source_path.absolute(), target_path.absolute()  # tasks run in other folders
     job = plan_job(
         source_path, target_path, key, scheme, owner_folder, options, source_kind, target_named, ops
     )  # fmt: skip
@@ -175,6 +179,8 @@ class _Run:
         job, target = self._job, self._job.target
         remove_leftovers({target.root, job.owner.root}, job.store_id, self._ops)
         published = tuple(self._results[shard.index].published for shard in job.shards)
+        if target.resumed and job.options.engine == "ray":
+            target.sweep(job.store_id, self._slice)  # tasks of a dead driver hold no lock, and may have ended after it
         extras = [*self._copy_labels(), *self._close(published)]
         if target.old:
             for shard in published:

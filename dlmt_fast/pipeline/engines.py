@@ -1,4 +1,4 @@
-"""Who does the shards of a job: this process or worker processes. The same function does each shard everywhere."""
+"""Who does the shards of a job: this process, worker processes or Ray. The same function does each shard everywhere."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from ..stores.publish import FileOps
 from .planned import PlannedJob
 from .processes import run_here, run_in_processes
+from .ray_engine import run_on_ray
 from .summary import Advance
 from .worker import JobContext, ShardResult, Task
 
@@ -14,7 +15,7 @@ from .worker import JobContext, ShardResult, Task
 def run_tasks(
     job: PlannedJob, tasks: Iterator[Task], count: int, advance: Advance, lock: int, ops: FileOps
 ) -> Generator[tuple[Task, ShardResult], None, None]:
-    """Do `count` tasks, and give each with its result when its shard counts.
+    """Do `count` tasks with the engine that the options name, and give each with its result when its shard counts.
 
     Args:
         lock: the descriptor of the slice's lock, for worker processes to inherit.
@@ -22,11 +23,16 @@ def run_tasks(
     Raises:
         DlmtError, OSError: what a shard raised. When the generator has ended or is closed, nothing works on.
     """
+    options = job.options
+    if options.engine == "ray":
+        context = _context(job, ops, 1, 1)
+        return run_on_ray(context, job.owner, tasks, options.address, options.workers, advance)
+    workers = options.workers or 1
     # Reading and writing whole arrays takes less time than starting processes.
-    processes = min(job.options.workers, count) if job.source.named or job.form.named else 1
+    processes = min(workers, count) if job.source.named or job.form.named else 1
     if processes > 1:
         return run_in_processes(_context(job, ops, 1, 1), job.owner, tasks, processes, advance, lock)
-    return run_here(_context(job, ops, job.options.workers, None), job.owner, tasks, advance)
+    return run_here(_context(job, ops, workers, None), job.owner, tasks, advance)
 
 
 def _context(job: PlannedJob, ops: FileOps, decoders: int, threads: int | None) -> JobContext:

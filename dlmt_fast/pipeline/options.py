@@ -32,7 +32,10 @@ class JobOptions:
         resume: go on with this same job where it was stopped or killed; with nothing there, start.
         check: with `resume`, compare the digests of what is there, not only the sizes.
         workers: how many shards of a folder are worked on at once, each in a process of its own. One shard, or IDX
-            files, are done in this process, with so many threads that decode.
+            files, are done in this process, with so many threads that decode. With the engine "ray": tasks in flight,
+            None for what suits the cluster.
+        engine: "local" (processes of this machine) or "ray".
+        address: of a Ray cluster; see `ray_engine.run_on_ray`.
         slice: which of the job's shards this call does; the last slice to end finishes the store.
     """
 
@@ -52,7 +55,9 @@ class JobOptions:
     overwrite: bool = False
     resume: bool = False
     check: bool = False
-    workers: int = 1
+    workers: int | None = 1
+    engine: str = "local"
+    address: str | None = None
     slice: Slice = WHOLE
 
     def __post_init__(self) -> None:
@@ -77,7 +82,12 @@ class JobOptions:
             )
         if self.check and not self.resume:
             raise ParameterError("check is about what a stopped job left: it goes with resume")
-        if self.workers < 1:
+        _one_of("engine", self.engine, ("local", "ray"))
+        if self.address is not None and self.engine != "ray":
+            raise ParameterError("address is that of a Ray cluster: it goes with engine ray")
+        if self.workers is None and self.engine != "ray":
+            raise ParameterError("workers must be a number; only the engine ray finds one itself")
+        if self.workers is not None and self.workers < 1:
             raise ParameterError(f"workers must be at least 1, got {self.workers}")
 
     def recorded(self) -> dict[str, Any]:
