@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +142,9 @@ def is_agent(pid: int) -> bool:
 def descendants(pid: int) -> list[int]:
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            found += [child, *descendants(child)]
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread or process that has just ended
+            for child in map(int, (task / "children").read_text().split()):
+                found += [child, *descendants(child)]
     return found
 
 
@@ -154,6 +156,7 @@ def wait_until(condition: Any, what: str) -> None:
 
 
 @LINUX
+@pytest.mark.long
 def test_a_killed_driver_of_ray_is_resumed(tmp_path: Path, key: dlmt.Key, ray_folder: Path) -> None:
     pytest.importorskip("ray")
     place = Place(tmp_path, key, 400)
