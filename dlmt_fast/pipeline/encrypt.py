@@ -195,6 +195,7 @@ class _Run:
     def stop(self, tell: Callable[[str], None]) -> None:
         """After a failure: what counts stays, nothing half-done does. Says how to go on where there is something."""
         job, target, results = self._job, self._job.target, self._results
+        job.owner.sweep(self._slice)  # a worker that was ended had no time to
         for task in self._begun.values():
             if finished(target.root, job.form, task.shard, job.store_id, job.owner, False) is None:
                 target.discard(job.files_of(task.shard))

@@ -81,9 +81,9 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
 
 
 def write_temporary(path: Path, data: bytes, ops: FileOps = OS, mode: int = 0o666) -> None:
-    """Write and sync a temporary; on any error it is gone again."""
-    descriptor = ops.create(path, mode)
+    """Write and sync a temporary of a fresh name; on any error it is gone again."""
     try:
+        descriptor = ops.create(path, mode)  # a signal may arrive as it returns
         with naming_a_full_disk(path.parent):
             try:
                 ops.write(descriptor, data)
@@ -98,8 +98,8 @@ def write_temporary(path: Path, data: bytes, ops: FileOps = OS, mode: int = 0o66
 def publish_bytes(path: Path, data: bytes, store_id: str, shard: int = 0, ops: FileOps = OS, mode: int = 0o666) -> None:
     """Publish one small file under its final name, replacing what was there."""
     temporary = path.with_name(temporary_name(store_id, shard))
-    write_temporary(temporary, data, ops, mode)
     try:
+        write_temporary(temporary, data, ops, mode)
         ops.rename(temporary, path)
     except BaseException:
         ops.unlink(temporary)
