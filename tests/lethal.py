@@ -52,10 +52,18 @@ class Lethal(FileOps):
         return False
 
     def create(self, path: Path, mode: int = 0o666) -> int:
-        if path.name.startswith(".tmp-"):
-            self.shard = int(path.name.split("-")[2])
+        self._note(path)
         self._maybe()
         return super().create(path, mode)
+
+    def unlink(self, path: Path) -> None:
+        """What a dead worker left goes before its shard is begun again, by a worker that did another one before."""
+        self._note(path)
+        super().unlink(path)
+
+    def _note(self, path: Path) -> None:
+        if path.name.startswith(".tmp-"):
+            self.shard = int(path.name.split("-")[2])
 
     def write(self, descriptor: int, data: bytes | memoryview) -> None:
         super().write(descriptor, bytes(data)[: len(data) // 2])
