@@ -154,11 +154,8 @@ def kill_and_resume(place: Place, kills: int, shard_size: int, longest: float, s
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the workers in /proc")
-def test_a_few_kills(tmp_path: Path, key: dlmt.Key) -> None:
-    kill_and_resume(Place(tmp_path, key, 300), 4, 10, 1.2, 1)
-
-
-@pytest.mark.long
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the workers in /proc")
-def test_fifty_kills(tmp_path: Path, key: dlmt.Key) -> None:
-    kill_and_resume(Place(tmp_path, key, 5000), 50, 90, 2.5, 2)
+@pytest.mark.parametrize(
+    ("count", "shard_size", "longest"), [(1000, 10, 0.8), pytest.param(5000, 90, 2.5, marks=pytest.mark.long)]
+)
+def test_fifty_kills(count: int, shard_size: int, longest: float, tmp_path: Path, key: dlmt.Key) -> None:
+    kill_and_resume(Place(tmp_path, key, count), 50, shard_size, longest, count)
