@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..errors import StoreError
 from ..stores.contract import Reader, ShardSpec, Source
@@ -36,6 +36,29 @@ class Namer:
         return prefix + (rest if slash else path).rpartition(".")[0] + self._suffix
 
 
+class Unnamed(Mapping[int, str]):
+    """The names "" of all samples of a range, which may be a whole file's: none is kept."""
+
+    def __init__(self, samples: range) -> None:
+        self.samples = samples
+
+    def __getitem__(self, index: int) -> str:
+        if index not in self.samples:
+            raise KeyError(index)
+        return ""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.samples)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+
+def in_order(names: Mapping[int, str]) -> Sequence[int]:
+    """The samples that have these names, in writing order."""
+    return names.samples if isinstance(names, Unnamed) else list(names)
+
+
 class OutputNames:
     """The names of a whole job, made a shard at a time; all "" and in the source's order where the target keeps none.
 
@@ -62,10 +85,10 @@ class OutputNames:
         if self._named:
             self._refuse_the_same()
 
-    def of(self, shard: ShardSpec) -> dict[int, str]:
+    def of(self, shard: ShardSpec) -> Mapping[int, str]:
         """Each sample's output name by index, in writing order: that of names, and of arrays their own."""
         if not self._named:
-            return dict.fromkeys(shard.samples, "")
+            return Unnamed(shard.samples)
         part = self._source.part(shard.samples)
         named = ((index, self._name(index, part)) for index in shard.samples)
         return dict(sorted(named, key=lambda item: item[1]) if self._source.named else named)

@@ -20,6 +20,7 @@ from ..stores.contract import Array, Batch, Published, Reader, Refused, ShardSpe
 from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers
 from .formats import Contents, Place, format_of
 from .job import refuse_other_versions, refused_error, versions
+from .naming import in_order
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal
@@ -42,7 +43,7 @@ class Task:
     in the source, and what the shard will hold."""
 
     shard: ShardSpec
-    names: dict[int, str]
+    names: Mapping[int, str]
     source: Reader
     original: str
     contents: Contents
@@ -244,7 +245,7 @@ def encrypt_shard(
     refused: list[Refused] = []
     position = 0
     try:
-        for item in source.read(list(names), decoders):
+        for item in source.read(in_order(names), decoders):
             if isinstance(item, Refused):
                 refused.append(item)
                 if on_error == "fail":
