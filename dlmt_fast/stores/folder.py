@@ -28,7 +28,7 @@ from .stamps import Stamps
 from .walk import LinkedFolders
 
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
-_PROBERS = 4  # threads that read headers: most of the time is the disk's
+_PROBERS = 2  # threads that read headers; more take longer (measured) and more memory, for the interpreter is the bound
 _PROBED = 32  # files a task
 
 
