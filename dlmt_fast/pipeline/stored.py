@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,10 @@ class StoredImages:
     def open(self, shard: Published) -> StoredShard:
         """A shard to be read, every file checked against its published digest first."""
         return self.form.open(self.root, shard, self.manifest)
+
+    def sample_names(self, shard: Published) -> Iterator[str]:
+        """The names of a shard's samples, where each is a file."""
+        return (name for name in self.form.files(self.root, shard) if name != shard.name)
 
 
 def _floats(values: Any) -> tuple[float, ...] | None:

@@ -15,6 +15,7 @@ from ..stores.walk import folders_below, is_empty
 from .formats import format_of
 
 _MARKER = ".dlmt-job"
+_ENDED = "ended"
 
 
 class Target:
@@ -46,7 +47,7 @@ class Target:
         self._marker = path.with_name(f".{path.name}{_MARKER}") if single else path / _MARKER
         self._made: list[Path] = []
         self._old: set[str] = set()
-        self._publishes_manifest = self.resumed = False
+        self._publishes_manifest = self.resumed = self.ended = False
         if single and path.is_dir():
             raise UsageError(f"{path} is a folder, and one file of images goes to a file; name the file in it")
         self._refuse_overlap(source)
@@ -54,6 +55,11 @@ class Target:
             self._refuse_running()
             if self._taken():
                 self._old = self._files_to_replace(overwrite)
+
+    @property
+    def marked(self) -> bool:
+        """Whether a job's marker is there."""
+        return self._marker.exists()
 
     @property
     def old(self) -> set[str]:
@@ -186,6 +192,10 @@ class Target:
         self._ops.unlink(self._marker)
         self._ops.fsync_directory(self.root)
 
+    def end(self, store_id: str) -> None:
+        """Note in the marker that all is done but clearing up, which `finish` ends."""
+        publish_bytes(self._marker, f"{store_id} {_ENDED}".encode("ascii"), store_id, ops=self._ops)
+
     def give_up(self, published: Iterable[str]) -> None:
         """After a failure: remove what this job published, its marker, and the folders that it made."""
         for name in published:
@@ -212,9 +222,11 @@ class Target:
         """The id in the marker. A marker without one was being made when its job was killed: it is removed."""
         for wait in (0.5, 0.0):
             try:
-                found = self._marker.read_bytes().decode("ascii", "replace")
+                text = self._marker.read_bytes().decode("ascii", "replace")
             except FileNotFoundError:
                 return None
+            found, _, state = text.partition(" ")
+            self.ended = state == _ENDED
             if found == store_id or not store_id.startswith(found):
                 return found
             time.sleep(wait)  # another job may be writing it at this moment
