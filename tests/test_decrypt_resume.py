@@ -316,12 +316,16 @@ def test_kills(count: int, kills: int, longest: float, tmp_path: Path, key: dlmt
     """Kill parent or a worker at random moments, and go on until it ends."""
     place = Place(tmp_path, key, count=count, shard_size=10)
     key.save(tmp_path / "k", params=SCHEME.params)
+    entries = ".dlmt-decrypt/journal-*"
     whole, rng, done, most = place.whole(), random.Random(count), 0, 0
     while done < kills:
         with command(place, "--workers", "2", "--resume") as job:
-            while job.poll() is None and not (place.back / ".dlmt-job").exists():
+            before, some = set(place.back.glob(entries)), rng.random() < 0.7
+            while job.poll() is None and not (
+                set(place.back.glob(entries)) - before if some else (place.back / ".dlmt-job").exists()
+            ):
                 time.sleep(0.005)
-            time.sleep(rng.uniform(0, longest))
+            time.sleep(rng.uniform(0, 0.2 if some else longest))
             victim = rng.choice([job.pid, *children(job.pid)])
             if job.poll() is None:
                 os.kill(victim, signal.SIGKILL)
@@ -329,7 +333,7 @@ def test_kills(count: int, kills: int, longest: float, tmp_path: Path, key: dlmt
             if victim != job.pid:
                 time.sleep(rng.uniform(0, 0.2))
                 job.kill()
-        most = max(most, len(list(place.back.glob(".dlmt-decrypt/journal-*"))))
+        most = max(most, len(list(place.back.glob(entries))))
         if not (place.back / ".dlmt-job").exists() and place.back.exists():  # it ended before the kill
             assert place.files() == whole
             shutil.rmtree(place.back)
