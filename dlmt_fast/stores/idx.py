@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,9 +21,8 @@ import numpy as np
 from ..errors import StoreDamagedError, StoreError
 from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
 from .gzipped import pack
-from .publish import OS, FileOps
 from .runs import Runs
-from .sliced import SlicedWriter
+from .sliced import ArrayFile
 from .walk import entries
 
 _TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4")}
@@ -300,36 +297,17 @@ class IdxSource:
             yield Batch(range(first + start, first + start + len(images)), images)
 
 
-class IdxWriter(SlicedWriter):
-    """One IDX file, in a final gzip pass compressed where the name ends in .gz; `sizes` are (N, H, W)."""
+def idx_file(name: str, dtype: str, sizes: tuple[int, ...], level: int = 0) -> ArrayFile:
+    """An IDX file of images (N, H, W), compressed where its name ends in .gz: transformed pixels do not shrink, so that
+    level 0, which stores them, is as good as any.
 
-    def __init__(
-        self,
-        root: Path,
-        store_id: str,
-        shard: int,
-        name: str,
-        dtype: str,
-        sizes: tuple[int, ...],
-        ops: FileOps = OS,
-        level: int = 0,
-    ) -> None:
-        if dtype not in _CODES:
-            raise StoreError(f"IDX files hold uint8, int32 or float32, not {dtype}; choose one with --dtype")
-        self._level = level
-        header = Header(_TYPES[_CODES[dtype]], sizes)
-        packed = struct.pack(">BBBB3I", 0, 0, _CODES[dtype], 3, *sizes)
-        super().__init__(root, store_id, shard, name, packed, header.dtype, sizes[0], header.item_bytes, ops)
-
-    def _complete(self) -> None:
-        """Compress the finished temporary into another one. Level 0: transformed pixels do not shrink anyway."""
-        if not self._name.endswith(".gz"):
-            return
-        plain, packed = self._next_temporary()
-        try:
-            os.lseek(plain, 0, os.SEEK_SET)
-            chunks = iter(lambda: os.read(plain, 1 << 20), b"")
-            pack(chunks, partial(self._ops.write, packed), self._level)
-        finally:
-            self._ops.close(plain)
-        self._ops.unlink(self._temporaries[0])
+    Raises:
+        StoreError: no IDX file holds this dtype.
+    """
+    if dtype not in _CODES:
+        raise StoreError(f"IDX files hold uint8, int32 or float32, not {dtype}; choose one with --dtype")
+    header = Header(_TYPES[_CODES[dtype]], sizes)
+    packed = struct.pack(">BBBB3I", 0, 0, _CODES[dtype], 3, *sizes)
+    return ArrayFile(
+        packed, header.dtype, sizes[0], header.item_bytes, gzip_level=level if name.endswith(".gz") else None
+    )

@@ -12,6 +12,7 @@ from ...errors import StoreDamagedError
 from ...stores.contract import Array, Published, Shape, ShardSpec, ShardWriter
 from ...stores.manifest import Manifest
 from ...stores.publish import OS, FileOps, file_digest, make_directories, publish_bytes
+from ...stores.sliced import ArrayFile, SlicedWriter
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,10 @@ class StoredFormat(Protocol):
         """
         ...
 
+    def array_file(self, shard: ShardSpec, contents: Contents) -> ArrayFile | None:
+        """How a shard's images lie in its file, where that is one array at fixed places; else None."""
+        ...
+
     def suffix(self, dtype: str) -> str:
         """What the name of a sample ends with in the store; "" where samples have none."""
         ...
@@ -176,6 +181,11 @@ class StoredFormat(Protocol):
         ...
 
 
+def sliced_writer(place: Place, index: int, name: str, file: ArrayFile) -> ShardWriter:
+    """What writes an array as shard `index`, from its start to its end."""
+    return SlicedWriter(place.root, place.store_id, index, name, file, place.ops)
+
+
 class OneFile:
     """The answers of kinds whose shards are one file each, and whose samples have no names unless they say so."""
 
@@ -193,6 +203,9 @@ class OneFile:
 
     def stored_labels(self, root: Path, manifest: Manifest) -> list[Sequence[int] | None]:
         return [None] * len(manifest.shards)
+
+    def array_file(self, shard: ShardSpec, contents: Contents) -> ArrayFile | None:
+        return None
 
     def holds(self, name: str) -> bool:
         return not name
