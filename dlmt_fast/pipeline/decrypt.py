@@ -16,7 +16,7 @@ from .formats.contract import publish_extra
 from .locks import JobLocks
 from .plain_planned import PlannedDecrypt
 from .plain_shard import PlainDuty, PlainTask, PlainWork
-from .processes import run_here, run_in_processes
+from .processes import InTurn, run_here, run_in_processes
 from .slices import WHOLE
 from .summary import Advance, Progress, Summary, counter, no_progress
 
@@ -158,7 +158,7 @@ class _Run:
         processes = min(self._workers, left) if job.store.form.named else 1
         if processes > 1:
             duty = PlainDuty(job.context(threads=1))
-            return run_in_processes(duty, self._tasks(), processes, advance, self._locks.descriptor)
+            return run_in_processes(duty, InTurn(self._tasks()), processes, advance, self._locks.descriptor)
         return run_here(PlainWork(job.context(threads=None), job.store).make, self._tasks(), advance)
 
     def _tasks(self) -> Iterator[PlainTask]:

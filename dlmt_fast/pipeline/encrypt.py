@@ -13,7 +13,8 @@ from ..schemes import DLMT
 from ..stores.contract import Published, ShardSpec
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, remove_leftovers
-from .engines import run_tasks
+from ..stores.segments import remove_parts
+from .engines import run_tasks, take_back
 from .finished import finished
 from .formats import Place
 from .formats.contract import publish_extra
@@ -178,6 +179,8 @@ class _Run:
         """Labels and manifest, without what only the replaced store had."""
         job, target = self._job, self._job.target
         remove_leftovers({target.root, job.owner.root}, job.store_id, self._ops)
+        remove_parts(target.root, job.store_id, self._ops)  # of a shard whose entry was the last that was written
+        job.owner.forget_segments()
         published = tuple(self._results[shard.index].published for shard in job.shards)
         if target.resumed and job.options.engine == "ray":
             target.sweep(job.store_id, self._slice)  # tasks of a dead driver hold no lock, and may have ended after it
@@ -197,16 +200,19 @@ class _Run:
         job, target, results = self._job, self._job.target, self._results
         job.owner.sweep(self._slice)  # a worker that was ended had no time to
         for task in self._begun.values():
+            take_back(job, task, self._ops)
             if finished(target.root, job.form, task.shard, job.store_id, job.owner, False) is None:
                 target.discard(job.files_of(task.shard))
             else:
                 results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
         with self._locks.gate():
-            resumable = target.stop(job.store_id, bool(results) or not self._slice.whole, self._slice)
+            kept = bool(results) or not self._slice.whole or job.owner.has_segments()
+            resumable = target.stop(job.store_id, kept, self._slice)
         if resumable:
             done = sum(shard.index in results for shard in self._shards)
+            parts = ", and of the next some segments" if job.owner.has_segments() else ""
             tell(
-                f"{done} of {self._counted()} are done and stay, nothing half-written does; "
+                f"{done} of {self._counted()} are done and stay{parts}, nothing half-written does; "
                 "the same command with --resume goes on"
             )
 

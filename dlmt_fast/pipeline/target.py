@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from ..errors import StoreError, UsageError
 from ..stores.manifest import NAME, Manifest, read_manifest
 from ..stores.publish import OS, FileOps, make_directories, publish_bytes, remove_all, remove_leftovers
+from ..stores.segments import remove_parts
 from ..stores.walk import folders_below, is_empty
 from .formats import format_of
 
@@ -132,6 +133,7 @@ class Target:
         keep = keep or self.resumed or bool(self._old and not self.manifest.exists())
         if not keep:
             self._publishes_manifest = False
+            remove_parts(self.root, store_id, self._ops)
             self.give_up(())
         return keep
 

@@ -11,10 +11,10 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 
@@ -31,6 +31,7 @@ _IMAGES = re.compile(r"[-_.]idx3[-_.]ubyte(\.gz)?$")
 _LABELS = re.compile(r"[-_.]idx1[-_.]ubyte(\.gz)?$")
 SLICE_BYTES = 1 << 20  # several times the cache of a core; larger ones cost memory and gain no time
 _LABELS_HEADER = 8  # bytes
+_GZIP = b"\x1f\x8b"
 _GZIP_RATIO = 1040  # deflate cannot shrink further
 
 
@@ -72,7 +73,7 @@ def open_idx(path: Path) -> Iterator[IO[bytes]]:
     with open(path, "rb") as raw:
         magic = raw.read(2)
         raw.seek(0)
-        if magic == b"\x1f\x8b":
+        if magic == _GZIP:
             with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
                 yield io.BufferedReader(unpacked, 1 << 20)
         else:
@@ -163,16 +164,22 @@ def read_slices(path: Path, header: Header) -> Iterator[tuple[int, Array]]:
     Raises:
         StoreDamagedError: the file is shorter or longer than its header says.
     """
-    step = max(1, SLICE_BYTES // header.item_bytes)
     with open_idx(path) as file, _own_errors(path):
         file.read(header.data_start)
-        for start in range(0, header.sizes[0], step):
-            count = min(step, header.sizes[0] - start)
-            data = _read_exactly(file, count * header.item_bytes)
-            if len(data) != count * header.item_bytes:
-                have = start + len(data) // header.item_bytes
-                raise StoreDamagedError(f"{path} is truncated: {have} of {header.sizes[0]} images are whole")
-            yield start, np.frombuffer(data, header.dtype).reshape(count, 1, *header.sizes[1:])
+        yield from _read_run(file, path, header, range(header.sizes[0]))
+
+
+def _read_run(file: IO[bytes], path: Path, header: Header, places: range) -> Iterator[tuple[int, Array]]:
+    """`read_slices` of the images at `places`, where `file` stands; at the end of the last it has to end."""
+    step = max(1, SLICE_BYTES // header.item_bytes)
+    for start in range(places.start, places.stop, step):
+        count = min(step, places.stop - start)
+        data = _read_exactly(file, count * header.item_bytes)
+        if len(data) != count * header.item_bytes:
+            have = start + len(data) // header.item_bytes
+            raise StoreDamagedError(f"{path} is truncated: {have} of {header.sizes[0]} images are whole")
+        yield start, np.frombuffer(data, header.dtype).reshape(count, 1, *header.sizes[1:])
+    if places.stop == header.sizes[0]:
         _refuse_more(file, path)
 
 
@@ -188,6 +195,15 @@ def _read_exactly(file: IO[bytes], size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Kept(NamedTuple):
+    """A compressed file that is read on later, and where it stands."""
+
+    shard: int
+    place: int
+    file: IO[bytes]
+    stack: ExitStack
 
 
 class IdxSource:
@@ -212,6 +228,7 @@ class IdxSource:
         self._stamps = [FileStamp.of(self.root, name) for name in sorted(self.images + self.extras)]
         self.headers = [self._header(name) for name in self.images]
         self._labels: dict[int, bytes | None] = {}
+        self._kept: _Kept | None = None
         self._runs = Runs(self.images, [header.sizes[0] for header in self.headers])
 
     def _header(self, name: str) -> Header:
@@ -287,14 +304,44 @@ class IdxSource:
         return None if labels is None else labels[index - first]
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
-        """One shard's images in slices; `indices` is that shard's range."""
+        """A run of one shard's images, in slices. A compressed file is read on where the run before it ended."""
         if not indices:
             return
         shard, first = self._runs.find(indices[0])
-        path = self.root / self.images[shard]
+        path, header = self.root / self.images[shard], self.headers[shard]
+        places = range(indices[0] - first, indices[-1] + 1 - first)
         self._check_unchanged(path.name)
-        for start, images in read_slices(path, self.headers[shard]):
-            yield Batch(range(first + start, first + start + len(images)), images)
+        stack, file = self._at(shard, places.start)
+        with stack, _own_errors(path):
+            for start, images in _read_run(file, path, header, places):
+                yield Batch(range(first + start, first + start + len(images)), images)
+            if places.stop < header.sizes[0] and self.compressed(shard):
+                self._kept = _Kept(shard, places.stop, file, stack.pop_all())
+
+    def compressed(self, shard: int) -> bool:
+        """Whether a file is, so that it can be read from its start only."""
+        with open(self.root / self.images[shard], "rb") as file:
+            return file.read(2) == _GZIP
+
+    def _at(self, shard: int, place: int) -> tuple[ExitStack, IO[bytes]]:
+        """An images file, open before one of its images, and what closes it."""
+        kept, self._kept = self._kept, None
+        if kept is not None and (kept.shard, kept.place) == (shard, place):
+            return kept.stack, kept.file
+        if kept is not None:
+            kept.stack.close()
+        with ExitStack() as stack, _own_errors(self.root / self.images[shard]):
+            file = stack.enter_context(open_idx(self.root / self.images[shard]))
+            file.seek(self.headers[shard].data_start + place * self.headers[shard].item_bytes)
+            return stack.pop_all(), file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": None}
+
+    def __del__(self) -> None:
+        kept: _Kept | None = getattr(self, "_kept", None)
+        if kept is not None:
+            kept.stack.close()
 
 
 def idx_file(name: str, dtype: str, sizes: tuple[int, ...], level: int = 0) -> ArrayFile:
