@@ -42,8 +42,8 @@ class SegmentWork(ShardWork):
         def attempt(number: int, tally: Advance) -> None:
             with naming_a_full_disk(self._job.target):
                 writer = shard.part.writer(task.places)
-                written, ledger, _ = self.encrypted(task.task, writer, tally, task.places)
-            shard.enter(task.number, written, ledger["bounds"])
+                _, ledger, _ = self.encrypted(task.task, writer, tally, task.places)
+            shard.enter(task.number, writer.written, ledger["bounds"])
 
         persistently(attempt, advance)
 

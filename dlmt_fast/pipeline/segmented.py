@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..canonical import canonical_json
 from ..stores.contract import Published
@@ -69,10 +70,10 @@ class SegmentedShard:
         if visible and all(self._entry(k) is not None for k in range(len(self._places))):
             self.part.take_back()
 
-    def enter(self, number: int, written: Published, bounds: list[object]) -> None:
+    def enter(self, number: int, written: Segment, bounds: list[object]) -> None:
         """Enter a segment, which is on the disk."""
-        places = self._places[number]
-        entry = {"first": places.start, "count": len(places), "sha256": written.sha256, "bounds": bounds}
+        places = written.places
+        entry = {"first": places.start, "count": len(places), "crc32": written.crc32, "bounds": bounds}
         self._owner.write_segment(self._index, number, self._seal.seal_segment(self._index, number, entry))
 
     def sealed(self) -> tuple[Published, bytes]:
@@ -102,20 +103,20 @@ class SegmentedShard:
         """Whether a file under the shard's name can be this job's: no store is there that it has yet to replace."""
         return self._retire is None or not self._retire.exists()
 
-    def _entry(self, number: int) -> dict[str, object] | None:
+    def _entry(self, number: int) -> dict[str, Any] | None:
         sealed = self._owner.read_segment(self._index, number)
         entry = None if sealed is None else self._seal.open_segment(self._index, number, sealed)
         places = self._places[number]
         return entry if entry and (entry["first"], entry["count"]) == (places.start, len(places)) else None
 
-    def _counted(self, number: int) -> dict[str, object]:
+    def _counted(self, number: int) -> dict[str, Any]:
         entry = self._entry(number)
         if entry is None:
             raise DamagedSegmentError(f"{self.part.path}: the entry of segment {number} is gone or damaged", number)
         return entry
 
     def _segment(self, number: int) -> Segment:
-        return Segment(self._places[number], str(self._counted(number)["sha256"]))
+        return Segment(self._places[number], self._counted(number)["crc32"])
 
     def _bounds(self, number: int) -> bytes:
         """As in a list, without its brackets."""

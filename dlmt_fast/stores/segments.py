@@ -1,7 +1,9 @@
 """A file of one array that several workers write, segment by segment, over several attempts: one preallocated temporary
 that outlives them, in which a segment counts once its bytes are synced and it is entered elsewhere.
 
-Its name begins otherwise than that of other temporaries, so that sweeping those leaves it.
+Its name begins otherwise than that of other temporaries, so that sweeping those leaves it. Segments have checksums, not
+digests: they tell of bytes that a disk has lost between two attempts, and the SHA-256 that is published is taken of the
+whole file in the end, at a third of that speed (1.3 and 3.9 GB/s on the machine of README.md's table).
 """
 
 from __future__ import annotations
@@ -9,8 +11,8 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import zlib
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +28,10 @@ _PARTS = re.compile(r"\.part-([0-9a-f]{32})-\d+")
 
 
 class Segment(NamedTuple):
-    """A run of places in a shard's array, and the SHA-256 of their bytes."""
+    """A run of places in a shard's array, and the CRC-32 of their bytes."""
 
     places: range
-    sha256: str
+    crc32: int
 
 
 def cut(file: ArrayFile, least: int) -> list[range]:
@@ -79,7 +81,7 @@ class PartFile:
         return SegmentWriter(self.path, self._file, places, self._ops)
 
     def seal(self, segments: Sequence[Segment]) -> Published:
-        """The digest of the whole file, by one read that compares every segment's; compresses where that is wanted.
+        """The digest of the whole file, by one read that checks every segment; compresses where that is wanted.
 
         Raises:
             StoreDamagedError: what is read is not what was written; the error's `segment` is the first such.
@@ -112,22 +114,18 @@ class PartFile:
         self._ops.unlink(self.path)
 
     def _compared(self, segments: Sequence[Segment]) -> Iterator[bytes]:
-        """The content, piece by piece; digests are taken beside what the caller does with it."""
-        with open(self.path, "rb") as file, ThreadPoolExecutor(1, "dlmt-digest") as pool:
+        """The content, piece by piece."""
+        with open(self.path, "rb") as file:
             header = file.read(len(self._file.header))
             if header != self._file.header:
                 raise DamagedSegmentError(f"{self.path} does not begin as it was begun", None)
             yield header
             for number, segment in enumerate(segments):
-                digest, left = hashlib.sha256(), len(segment.places) * self._file.item_bytes
-                while left:
-                    piece = file.read(min(_PIECE, left))
-                    beside = pool.submit(digest.update, piece)
-                    if piece:
-                        yield piece
-                    beside.result()
-                    left = left - len(piece) if piece else 0
-                if digest.hexdigest() != segment.sha256:
+                crc, left = 0, len(segment.places) * self._file.item_bytes
+                while piece := file.read(min(_PIECE, left)):
+                    crc, left = zlib.crc32(piece, crc), left - len(piece)
+                    yield piece
+                if left or crc != segment.crc32:
                     raise DamagedSegmentError(
                         f"{self.path}: segment {number} is not on the disk as it was written", number
                     )
@@ -146,7 +144,7 @@ class SegmentWriter:
 
     def __init__(self, path: Path, file: ArrayFile, places: range, ops: FileOps) -> None:
         self._path, self._file, self._places, self._ops = path, file, places, ops
-        self._next, self._digest = places.start, hashlib.sha256()
+        self._next, self._crc = places.start, 0
         self._descriptor: int | None = ops.reopen(path)
         os.lseek(self._descriptor, file.offset(places.start), os.SEEK_SET)
 
@@ -159,18 +157,23 @@ class SegmentWriter:
             raise StoreError(f"{self._path}: images came for places {positions}, and {self._next} is the next")
         data = self._file.encode(images)
         self._ops.write(self._descriptor, data)
-        self._digest.update(data)
+        self._crc = zlib.crc32(data, self._crc)
         self._next += len(images)
 
     def publish(self) -> Published:
-        """Sync; gives the segment's bytes and their digest. Nothing becomes visible."""
+        """Sync; nothing becomes visible. The SHA-256 that is given is empty: only the whole file has one."""
         assert self._descriptor is not None
         if self._next != self._places.stop:
             raise StoreError(f"{self._path}: {self._next} of {self._places.stop} images came to be written")
         self._ops.datasync(self._descriptor)
         self._close()
         count = len(self._places)
-        return Published(self._path.name, count, count * self._file.item_bytes, self._digest.hexdigest())
+        return Published(self._path.name, count, count * self._file.item_bytes, "")
+
+    @property
+    def written(self) -> Segment:
+        """What `publish` synced."""
+        return Segment(self._places, self._crc)
 
     def abort(self) -> None:
         """The segment's bytes do not count, and will be written again."""
