@@ -261,6 +261,43 @@ def test_a_cut_at_every_step_of_segments(kind: str, lost: str, tmp_path: Path, k
 
 
 @pytest.mark.parametrize("lost", LOSSES)
+def test_a_cut_at_every_step_of_a_decrypt_in_segments(lost: str, tmp_path: Path, key: dlmt.Key) -> None:
+    disk, pixels = tmp_path / "disk", np.random.default_rng(0).integers(0, 256, (6, 2, 3), np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    encrypt_store(tmp_path / "a.npy", tmp_path / "b.npy", key, SCHEME, lambda _: tmp_path / "own")
+
+    def start() -> None:
+        shutil.rmtree(disk, ignore_errors=True)
+        disk.mkdir()
+
+    def decrypt(ops: FileOps, resume: bool) -> None:
+        back, owner = disk / "new" / "c.npy", lambda _: tmp_path / "own"
+        decrypt_store(tmp_path / "b.npy", back, key, owner, resume=resume, segment_bytes=12, ops=ops)
+
+    def left() -> list[str]:
+        return [path.name for path in disk.rglob("*") if path.parent.name != "locks"]
+
+    start()
+    ops = Disk(disk)
+    decrypt(ops, False)
+    steps, whole = ops.steps, (disk / "new" / "c.npy").read_bytes()
+    assert sorted(left()) == ["c.npy", "new"]
+    entered = 0
+    for last in range(steps):
+        start()
+        ops = Disk(disk, last)
+        with pytest.raises(PowerLoss):
+            decrypt(ops, False)
+        ops.restart(lost)
+        entered += len(list(disk.glob("new/.*/segment-*")))
+        if sorted(left()) != ["c.npy", "new"]:
+            decrypt(Disk(disk), True)
+        assert sorted(left()) == ["c.npy", "new"], f"after a cut at step {last} of {steps}"
+        assert (disk / "new" / "c.npy").read_bytes() == whole
+    assert entered > steps / 2
+
+
+@pytest.mark.parametrize("lost", LOSSES)
 def test_cuts_while_it_resumes(lost: str, tmp_path: Path, key: dlmt.Key) -> None:
     """Cut again and again, each time a little after what was reached, until a run ends."""
     place = Place(tmp_path, key)

@@ -275,6 +275,74 @@ def test_bytes_that_changed_on_the_disk_are_found_and_done_again(place: Place) -
     assert place.content() == whole
 
 
+class Decrypts:
+    """Decrypts of a place's store, by segments of three images."""
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.back = place, place.root / "back" / place.store.name
+        place.encrypt(segmented=False)
+
+    def decrypt(self, ops: FileOps = OS, target: Path | None = None, segmented: bool = True, **options: Any) -> Summary:
+        place, least = self.place, 3 * self.place.image if segmented else SEGMENT_BYTES
+        back = target or self.back
+        return decrypt_store(place.store, back, place.key, place.owner, ops=ops, segment_bytes=least, **options)
+
+    def whole(self) -> bytes:
+        other = self.place.root / "in-one-go" / self.back.name
+        self.decrypt(target=other, segmented=False)
+        return other.read_bytes()
+
+    def entries(self) -> list[Path]:
+        return sorted(self.back.parent.glob(".*.dlmt-decrypt/segment-*"))
+
+    def check(self, whole: bytes) -> None:
+        assert [path.name for path in self.back.parent.iterdir()] == [self.back.name]
+        assert self.back.read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    ("operation", "uses", "prefix"), [("datasync", 4, ""), ("rename", 0, "a"), ("rename", 0, "jour")]
+)
+def test_a_stopped_decrypt_goes_on_in_the_middle(operation: str, uses: int, prefix: str, place: Place) -> None:
+    job, told = Decrypts(place), list[str]()
+    whole = job.whole()
+    with pytest.raises(OSError, match="it failed"):
+        job.decrypt(Failing(operation, uses, prefix=prefix), tell=told.append)
+    assert told == [
+        "0 of 1 shards are done and stay, and of the next some segments, nothing half-written does; "
+        "the same command with --resume goes on"
+    ]
+    assert not job.back.exists()
+    done = 4 if uses else SEGMENTS
+    assert len(job.entries()) == done
+    ops = Failing("datasync", SEGMENTS)
+    assert job.decrypt(ops, resume=True).outputs == 28
+    assert SEGMENTS - ops.left == SEGMENTS - done
+    job.check(whole)
+
+
+@pytest.mark.parametrize("what", ["entry cut", "part gone", "bytes"])
+def test_what_a_stopped_decrypt_lost_is_done_again(what: str, place: Place) -> None:
+    job = Decrypts(place)
+    whole = job.whole()
+    with pytest.raises(OSError, match="it failed"):
+        job.decrypt(Failing("datasync", 4))
+    part = next(job.back.parent.glob(".part-*"))
+    if what == "entry cut":
+        job.entries()[2].write_bytes(job.entries()[2].read_bytes()[:-1])
+    elif what == "part gone":
+        part.unlink()
+    else:
+        data = bytearray(part.read_bytes())
+        data[-20 * place.image] ^= 1
+        part.write_bytes(data)
+        with pytest.raises(StoreDamagedError, match="segment 2 is not on the disk as it was written"):
+            job.decrypt(resume=True)
+        assert len(job.entries()) == SEGMENTS - 1
+    job.decrypt(resume=True)
+    job.check(whole)
+
+
 def test_a_part_file_is_what_it_says(tmp_path: Path) -> None:
     file = npy_file("x.npy", "uint8", (4, 2, 3))
     part = PartFile(tmp_path, "0" * 32, 0, "x.npy", file)

@@ -70,6 +70,10 @@ class StoredShard(Protocol):
         """
         ...
 
+    def plain_file(self, name: str) -> ArrayFile | None:
+        """How the decrypted images lie in the file `name`, where that is one array at fixed places; else None."""
+        ...
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         """What writes the decrypted images (uint8), as shard `index` and, where a shard is one file, `name`."""
         ...

@@ -103,6 +103,9 @@ class FolderShard:
             check_shape(image.shape, self.manifest, self.root / entry.name)
             yield StoredBatch(position, [entry.name], image[None])
 
+    def plain_file(self, name: str) -> None:
+        """The images are not one array at fixed places."""
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         return FolderWriter(place.root, place.store_id, index, place.ops, listed=False)
 

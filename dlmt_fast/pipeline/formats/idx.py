@@ -68,5 +68,8 @@ class IdxShard:
         for start, values in idx.read_slices(self._path, self._header):
             yield StoredBatch(start, [""] * len(values), values.astype(self._dtype, copy=False))
 
+    def plain_file(self, name: str) -> ArrayFile:
+        return idx.idx_file(name, "uint8", self._header.sizes, _PLAIN_GZIP_LEVEL)
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
-        return sliced_writer(place, index, name, idx.idx_file(name, "uint8", self._header.sizes, _PLAIN_GZIP_LEVEL))
+        return sliced_writer(place, index, name, self.plain_file(name))

@@ -65,5 +65,8 @@ class NpyShard:
         for start, values in npy_arrays.read_slices(self._path, self._header, range(self._header.shape[0])):
             yield StoredBatch(start, [""] * len(values), values.astype(self._dtype, copy=False))
 
+    def plain_file(self, name: str) -> ArrayFile:
+        return npy_arrays.npy_file(name, "uint8", self._header.shape)
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
-        return sliced_writer(place, index, name, npy_arrays.npy_file(name, "uint8", self._header.shape))
+        return sliced_writer(place, index, name, self.plain_file(name))
