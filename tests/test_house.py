@@ -92,6 +92,7 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.stores": {
         *("contract", "publish", "manifest", "decode", "batching", "png", "npy", "gzipped", "runs", "sliced"),
         *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "location", "remote_errors"),
+        *("remote", "reading"),
     },
 }
 PRIVATE: dict[str, set[str]] = {

@@ -18,8 +18,13 @@ PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="A file that holds the passphrase of a sealed key.")
 ]
 Owner = Annotated[Path | None, typer.Option("--owner", help="The owner's folder [default: KEYFILE.stores/STORE_ID].")]
+
+# Places of stores are text, as a Path would make one slash of a URL's two; shells complete both kinds as paths.
 Source = Annotated[
-    Path, typer.Argument(metavar="SRC", help="A folder of images, IDX or .npy files, CIFAR's folder or archive.")
+    str,
+    typer.Argument(
+        metavar="SRC", help="A folder of images, tars, Parquet, IDX, .npy or Zarr files, or CIFAR; or a URL of such."
+    ),
 ]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="Where to; must not exist or be empty.")]
 ProgressMode = Annotated[

@@ -12,6 +12,7 @@ from ..errors import StoreError
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Shape
+from ..stores.location import located
 from ..stores.publish import FileOps
 from .estimate import folder_bytes, idx_bytes, npy_bytes, pixel_bytes
 from .finished import finished
@@ -79,7 +80,7 @@ class _NoDisk(FileOps):
 
 
 def preview_encrypt(
-    source_path: Path,
+    source: str | Path,
     target_path: Path,
     key: Key,
     scheme: DLMT,
@@ -90,7 +91,7 @@ def preview_encrypt(
 ) -> Preview:
     """What `encrypt_store` would do with the same arguments; nothing is written. Raises what it would raise, but lists
     images that cannot be taken whatever `options.on_error` is."""
-    options = options or JobOptions()
+    options, source_path = options or JobOptions(), located(source)
     job = plan_job(
         source_path, target_path, key, scheme, owner_folder, options, source_kind, target_named, _NoDisk(), strict=False
     )
