@@ -7,7 +7,7 @@ would keep all of a folder in memory; other protocols are listed folder by folde
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,9 @@ from ..errors import StoreError
 from .location import is_remote
 from .remote_errors import remote_errors
 
-#: What tells one content of a file from another, the best first: tags of S3, Google, Azure and HTTP, then times.
-_TAGS = ("ETag", "etag", "md5Hash", "md5", "mtime", "LastModified", "last_modified", "Last-Modified", "created")
+#: What tells one content of a file from another, the best first: tags of S3, Google, Azure and HTTP, else times.
+_TAGS = ("ETag", "etag", "md5Hash", "md5", "Content-MD5", "Digest")
+_TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "created")
 
 
 class Listed(NamedTuple):
@@ -65,13 +66,15 @@ def size_and_state(told: Mapping[str, Any], where: str) -> tuple[int, str]:
     Raises:
         StoreError: the server does not tell these.
     """
-    size, tag = told.get("size"), next((told[name] for name in _TAGS if told.get(name)), None)
+    size, tag = told.get("size"), next((told[name] for name in (*_TAGS, *_TIMES) if told.get(name)), None)
     if size is None or tag is None:
         raise StoreError(
             f"the server does not tell the size of {where}, or neither a tag nor a time of change, so that nobody "
             "could tell whether it changes while it is read; copy the files to a disk or an object store first"
         )
-    return int(size), tag.isoformat() if isinstance(tag, datetime) else str(tag)
+    if isinstance(tag, datetime):  # some listings have the same as a number
+        tag = (tag if tag.tzinfo else tag.replace(tzinfo=timezone.utc)).timestamp()
+    return int(size), str(tag)
 
 
 def children(folder: Path) -> Iterator[Listed]:

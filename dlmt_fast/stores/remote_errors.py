@@ -59,7 +59,7 @@ def remote_errors(path: Path) -> Iterator[None]:
 
 def in_words(error: Exception, path: Path) -> Exception | None:
     """The error that `remote_errors` raises for another; None for one that no store causes."""
-    name, text = type(error).__name__, without_user(str(error))
+    name, text = type(error).__name__, " ".join(without_user(str(error)).split())
     if name in _NO_CREDENTIALS:
         protocol = str(path).partition("://")[0]
         places = f"; they are looked for in {_PLACES[protocol]}" if protocol in _PLACES else ""
@@ -71,7 +71,7 @@ def in_words(error: Exception, path: Path) -> Exception | None:
     if name in _UNREACHABLE:
         return RemoteError(errno.EHOSTUNREACH, f"{path}: the server cannot be reached ({text})")
     if name == "ParamValidationError" or (isinstance(error, ValueError) and text.startswith("Invalid endpoint")):
-        return StoreError(f"{path} or the endpoint is named wrongly: {text}")
+        return StoreError(f"{path} or the endpoint is named wrongly: {text.partition(': Bucket name must')[0]}")
     status = _status(error)
     if isinstance(error, PermissionError) or status in _REFUSED:
         return RemoteError(
