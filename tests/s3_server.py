@@ -50,6 +50,8 @@ class Server(NamedTuple):
         """Let this process mean this server by `s3://`; None takes a setting away."""
         import s3fs
 
+        from dlmt_fast.stores import remote
+
         settings = {**self.environment, **more}
         for name, value in settings.items():
             monkeypatch.setenv(name, value or "")
@@ -57,6 +59,7 @@ class Server(NamedTuple):
                 monkeypatch.delenv(name)
         if _used != settings:
             s3fs.S3FileSystem.clear_instance_cache()  # what is connected with other settings
+            remote._connected.clear()
             _used.clear()
             _used.update(settings)
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import errno
 import gzip
+import http.server
 import io
 import json
 import pickle
 import struct
 import sys
 import tarfile
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -231,6 +233,43 @@ def test_memory_is_a_place(place: Place) -> None:
     assert place.encrypt(str(store), "remote", names="keep").notes == ["left alone: 1 hidden files and folders"]
     assert place.encrypt(place.root / "source", "local", names="keep").outputs == 9
     assert place.files("remote") == place.files("local")
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[str]:
+    """The files of `tmp_path / "source"` on a server that shows folders as pages of links, and knows no ranges."""
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *words: Any) -> None:
+            super().__init__(*words, directory=str(tmp_path / "source"))
+
+        def log_message(self, *words: object) -> None:
+            """Nothing is logged."""
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_a_web_server_that_lists_is_a_place(place: Place, web: str) -> None:
+    pytest.importorskip("aiohttp")
+    folder(place.root / "source" / "photos")
+    npy(place.root / "source" / "x.npy")
+    assert place.encrypt(f"{web}/photos", "remote").outputs == 9
+    place.encrypt(place.root / "source" / "photos", "local")
+    images = [
+        {data for name, data in place.files(store).items() if name.endswith("png")} for store in ("remote", "local")
+    ]
+    assert images[0] == images[1]
+    with pytest.raises(StoreError, match="whole files where a part was asked for"):
+        place.encrypt(f"{web}/x.npy", "x.npy")
+    with pytest.raises(StoreError, match="does not exist"):
+        place.encrypt(f"{web}/nothing", "nothing")
+    with pytest.raises(RemoteError, match="cannot be reached"):
+        place.encrypt("http://127.0.0.1:9/photos", "nothing")
 
 
 def test_a_whole_bucket_and_a_dry_run(place: Place, on_s3: Any) -> None:
