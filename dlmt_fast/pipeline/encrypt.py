@@ -32,7 +32,7 @@ _SHOWN = 20  # classes that the summary names
 
 
 def encrypt_store(
-    source_path: str | Path,
+    source: str | Path,
     target_path: Path,
     key: Key,
     scheme: DLMT,
@@ -51,8 +51,8 @@ def encrypt_store(
     counts leaves the target as it was.
 
     Args:
-        source_path: a folder of images, an IDX or .npy file, a folder of such files, or CIFAR-10 or CIFAR-100; or a
-            URL of such, see `located`.
+        source: a folder of images, an IDX or .npy file, a folder of such files, or CIFAR-10 or CIFAR-100; or a URL of
+            such, see `located`.
         target_path: a file where the source is one of images, else a folder.
         owner_folder: from the store's id to the folder for job record, journal, ledger and quarantine lists.
         source_kind: "folder", "idx", "cifar" or "npy" where the content does not tell.
@@ -69,7 +69,7 @@ def encrypt_store(
         DlmtError, OSError: whatever else is wrong.
     """
     options, started = options or JobOptions(), time.perf_counter()
-    source_path = located(source_path)
+    source_path = located(source)
     if options.engine == "ray":
         check_ray()
         source_path, target_path = source_path.absolute(), target_path.absolute()  # tasks run in other folders

@@ -80,7 +80,7 @@ class _NoDisk(FileOps):
 
 
 def preview_encrypt(
-    source_path: str | Path,
+    source: str | Path,
     target_path: Path,
     key: Key,
     scheme: DLMT,
@@ -91,7 +91,7 @@ def preview_encrypt(
 ) -> Preview:
     """What `encrypt_store` would do with the same arguments; nothing is written. Raises what it would raise, but lists
     images that cannot be taken whatever `options.on_error` is."""
-    options, source_path = options or JobOptions(), located(source_path)
+    options, source_path = options or JobOptions(), located(source)
     job = plan_job(
         source_path, target_path, key, scheme, owner_folder, options, source_kind, target_named, _NoDisk(), strict=False
     )
