@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import StoreDamagedError, StoreError
 from ..functional import encrypt
@@ -26,6 +26,7 @@ from .owner import OwnerFolder
 from .seal import StoreSeal
 from .summary import Advance, Tally
 
+T = TypeVar("T")
 PLANNED = 1 << 24  # values of images; photographs that keep their sizes have about as many shapes as there are images
 _ATTEMPTS = 3
 _PAUSE = 0.2  # seconds before the second attempt, four times as long before each further one
@@ -47,6 +48,11 @@ class Task:
     source: Reader
     original: str
     contents: Contents
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"shard {self.shard.index}"
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,24 @@ class Entries:
             )
 
 
+def persistently(work: Callable[[int, Advance], T], advance: Advance) -> T:
+    """Do some work, given the number of the attempt, from 1; errors that may pass are tried again from the start.
+
+    Raises:
+        OSError: another one, or the last time.
+    """
+    tally = Tally(advance)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return work(attempt, tally)
+        except OSError as error:
+            if error.errno not in _PASSING or attempt == _ATTEMPTS:
+                raise
+            tally.take_back()
+            time.sleep(_PAUSE * 4 ** (attempt - 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
 class ShardWork:
     """Does the shards of one job, one after the other.
 
@@ -188,16 +212,7 @@ class ShardWork:
             StoreError: the journal has another digest for this shard, so that its bytes are not deterministic.
             OSError: reading or writing failed, the last time.
         """
-        tally = Tally(advance)
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return self._attempt(task, attempt, tally)
-            except OSError as error:
-                if error.errno not in _PASSING or attempt == _ATTEMPTS:
-                    raise
-                tally.take_back()
-                time.sleep(_PAUSE * 4 ** (attempt - 1))
-        raise AssertionError("the last attempt returns or raises")
+        return persistently(lambda attempt, tally: self._attempt(task, attempt, tally), advance)
 
     def _attempt(self, task: Task, attempt: int, advance: Advance) -> Made:
         job, index = self._job, task.shard.index
@@ -216,6 +231,28 @@ class ShardWork:
         if self._job.retire is not None and self._job.retire.exists():
             self._job.ops.unlink(self._job.retire)
             self._job.ops.fsync_directory(self._job.retire.parent)
+
+
+@dataclass(frozen=True)
+class ShardDuty:
+    """Transforming shards, as `processes.Duty`; `owner` is the owner's folder."""
+
+    job: JobContext
+    owner: Path
+    advice = "fewer --workers or a smaller --shard-size need less"
+
+    def begin(self) -> Callable[[Task, Advance], ShardResult]:
+        """What does one task in this process."""
+        work = ShardWork(self.job, Entries(self._folder()))
+        return lambda task, advance: work.make(task, advance).result
+
+    def clear(self, task: Task) -> None:
+        """Remove what a dead worker left in the target and in the owner's folder."""
+        clear_shard(self.job, task)
+        self._folder().sweep({task.shard.index})
+
+    def _folder(self) -> OwnerFolder:
+        return OwnerFolder(self.owner, StoreSeal(self.job.key, self.job.store_id), self.job.ops)
 
 
 def clear_shard(job: JobContext, task: Task) -> None:
