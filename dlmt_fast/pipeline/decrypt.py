@@ -17,6 +17,7 @@ from ..stores.digests import digest64, repeated
 from .formats import Place, StoredBatch
 from .formats.contract import check_published, publish_extra
 from .owner import OwnerFolder
+from .remote_storage import check_access, downloaded, refuse_remote_images
 from .stored import StoredImages
 from .summary import Advance, Progress, Summary, counter, no_progress
 from .target import Target
@@ -43,8 +44,10 @@ def decrypt_store(
         DlmtError: anything else that is wrong. The target is then as it was.
     """
     started = time.perf_counter()
+    refuse_remote_images(target_path)
+    check_access(source_path)
     store = StoredImages(source_path, key)
-    manifest, single = store.manifest, not source_path.is_dir()
+    manifest, single = store.manifest, store.single
     target = Target(target_path, single, source_path, overwrite=False)
     owner = OwnerFolder(owner_folder(manifest.store_id), store.seal)
     summary = Summary("decrypt", str(source_path), str(target_path), manifest.store_id, manifest.kind, "uint8")
@@ -93,12 +96,15 @@ def _extras(store: StoredImages, done: list[Published], renamed: dict[str, str])
     whole, the like of it for the decrypted ones."""
     manifest = store.manifest
     if store.form.joined:
-        labels = store.form.stored_labels(store.root, manifest)
+        with downloaded(store.root, [extra.name for extra in manifest.extras]) as folder:
+            labels = store.form.stored_labels(folder, manifest)
         yield from store.form.closing("uint8", manifest.shape, done, labels)
         return
     for extra in manifest.extras:
-        check_published(store.root / extra.name, extra)
-        yield renamed.get(extra.name, extra.name), (store.root / extra.name).read_bytes()
+        with downloaded(store.root, [extra.name]) as folder:
+            check_published(folder / extra.name, extra)
+            data = (folder / extra.name).read_bytes()
+        yield renamed.get(extra.name, extra.name), data
 
 
 def _decrypt_shard(
@@ -116,31 +122,32 @@ def _decrypt_shard(
     bounds = np.array(ledger.get("bounds", []), np.int32)
     order = _ledger_order(ledger)
     names: list[str] = []
-    opened, one_file = store.open(shard), store.form.one_file
+    one_file = store.form.one_file
     name = target.path.name if target.single else str(ledger.get("file", shard.name))
     if one_file:
         target.refuse_unknown([name])
-    writer = opened.plain_writer(Place(target.root, store.manifest.store_id), index, name)
-    try:
-        for batch in opened.read():
-            plan = store.plans.of(batch.images)
-            limits = bounds[_positions(batch, order)] if len(bounds) else None
-            if limits is None and store.needs_bounds and len(batch.images):
-                raise StoreDamagedError(f"the ledger of shard {index} holds no bounds")
-            images = decrypt(batch.images, plan, bounds=limits)
-            outputs = [
-                by_place.get(batch.position + i, "") if not name else restored.get(name, _as_png_stored(name))
-                for i, name in enumerate(batch.names)
-            ]
-            writer.write(range(batch.position, batch.position + len(images)), outputs, images, batch.labels)
-            names += outputs
-            advance(len(images), images.nbytes)
-        if not one_file:
-            target.refuse_unknown(names)
-        published = writer.publish()
-    except BaseException:
-        writer.abort()
-        raise
+    with store.opened(shard) as opened:
+        writer = opened.plain_writer(Place(target.root, store.manifest.store_id), index, name)
+        try:
+            for batch in opened.read():
+                plan = store.plans.of(batch.images)
+                limits = bounds[_positions(batch, order)] if len(bounds) else None
+                if limits is None and store.needs_bounds and len(batch.images):
+                    raise StoreDamagedError(f"the ledger of shard {index} holds no bounds")
+                images = decrypt(batch.images, plan, bounds=limits)
+                outputs = [
+                    by_place.get(batch.position + i, "") if not name else restored.get(name, _as_png_stored(name))
+                    for i, name in enumerate(batch.names)
+                ]
+                writer.write(range(batch.position, batch.position + len(images)), outputs, images, batch.labels)
+                names += outputs
+                advance(len(images), images.nbytes)
+            if not one_file:
+                target.refuse_unknown(names)
+            published = writer.publish()
+        except BaseException:
+            writer.abort()
+            raise
     return published, [published.name] if one_file else names
 
 

@@ -12,12 +12,14 @@ from ..errors import StoreError
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Shape
+from ..stores.location import is_remote
 from ..stores.publish import FileOps
 from .estimate import folder_bytes, idx_bytes, npy_bytes, pixel_bytes
 from .finished import finished
 from .options import JobOptions
 from .owner import OwnerFolder
 from .planned import PlannedJob, plan_job
+from .remote_storage import check_access, refuse_remote_images
 from .stored import StoredImages
 from .target import Target
 
@@ -32,7 +34,7 @@ class Preview:
         shapes: how many images of each shape, such as {"3x224x224": 1000}.
         shards, shards_done: in all, and those that count already (with `resume`).
         output_bytes: of the images' files; to the byte where `exact`, else of the pixels.
-        free_bytes: on the disk of the target.
+        free_bytes: on the disk of the target; None where that is remote.
         owner: the owner's folder.
         refused: whether the command would fail: images cannot be taken, and `on_error` is "fail".
     """
@@ -51,7 +53,7 @@ class Preview:
     shards_done: int
     output_bytes: int
     exact: bool
-    free_bytes: int
+    free_bytes: int | None
     owner: str
     refused: bool = False
     quarantined: list[dict[str, str]] = field(default_factory=list)
@@ -101,10 +103,7 @@ def preview_encrypt(
     size, exact = _size(job, shapes)
     done = 0
     if job.target.resumed:
-        done = sum(
-            finished(job.target.root, job.form, shard, job.store_id, job.owner, options.check) is not None
-            for shard in job.shards
-        )
+        done = len(finished(job.target.root, job.form, job.shards, job.store_id, job.owner, options.check))
     preview = Preview(
         "encrypt", str(source_path), str(target_path), job.store_id, job.source.kind, job.kind, job.dtype,
         inputs, inputs - len(refused), _named(shapes), len(job.shards), done, size, exact,
@@ -120,9 +119,11 @@ def preview_encrypt(
 
 def preview_decrypt(source_path: Path, target_path: Path, key: Key, owner_folder: Callable[[str], Path]) -> Preview:
     """What `decrypt_store` would do with the same arguments; nothing is written, and no image is read."""
+    refuse_remote_images(target_path)
+    check_access(source_path)
     store = StoredImages(source_path, key)
     manifest = store.manifest
-    Target(target_path, not source_path.is_dir(), source_path, overwrite=False, ops=_NoDisk())
+    Target(target_path, store.single, source_path, overwrite=False, ops=_NoDisk())
     owner = OwnerFolder(owner_folder(manifest.store_id), store.seal)
     missing = sum(not (owner.root / f"ledger-{index:05d}.bin").exists() for index in range(len(manifest.shards)))
     if store.needs_bounds and missing:
@@ -162,13 +163,15 @@ def _named(shapes: Mapping[Shape, int]) -> dict[str, int]:
     return {"x".join(map(str, shape)): count for shape, count in sorted(shapes.items())}
 
 
-def _free(path: Path) -> int:
+def _free(path: Path) -> int | None:
+    if is_remote(path):
+        return None
     while not path.exists():
         path = path.absolute().parent
     return shutil.disk_usage(path).free
 
 
 def _noting_room(preview: Preview) -> Preview:
-    if preview.output_bytes > preview.free_bytes:
+    if preview.free_bytes is not None and preview.output_bytes > preview.free_bytes:
         preview.notes.append("the disk of the target has too little room")
     return preview

@@ -56,9 +56,7 @@ class Duty(Protocol[T_contra, R_co]):
         ...
 
 
-def run_here(
-    do: Callable[[T, Advance], R], tasks: Iterator[T], advance: Advance
-) -> Generator[tuple[T, R], None, None]:
+def run_here(do: Callable[[T, Advance], R], tasks: Iterator[T], advance: Advance) -> Generator[tuple[T, R], None, None]:
     """Do the tasks one after the other."""
     for task in tasks:
         yield task, do(task, advance)
