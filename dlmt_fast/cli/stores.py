@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +12,7 @@ from .shared import finish, finish_preview, load_key
 
 
 def decrypt(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A store that dlmt encrypt wrote.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A store that dlmt encrypt wrote, or its URL.")],
     target: Destination,
     key_path: KeyFile,
     passphrase_file: PassphraseFile = None,
@@ -35,7 +34,7 @@ def decrypt(
 
 
 def verify(
-    target: Annotated[Path, typer.Argument(metavar="DST", help="A store that dlmt encrypt wrote.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A store that dlmt encrypt wrote, or its URL.")],
     key_path: MaybeKeyFile = None,
     passphrase_file: PassphraseFile = None,
     owner: Owner = None,

@@ -14,6 +14,7 @@ from ..functional import decrypt
 from ..keys import Key
 from ..stores.contract import Published
 from ..stores.digests import digest64, repeated
+from ..stores.location import located
 from .formats import Place, StoredBatch
 from .formats.contract import check_published, publish_extra
 from .owner import OwnerFolder
@@ -24,8 +25,8 @@ from .target import Target
 
 
 def decrypt_store(
-    source_path: Path,
-    target_path: Path,
+    source_path: str | Path,
+    target_path: str | Path,
     key: Key,
     owner_folder: Callable[[str], Path],
     progress: Progress = no_progress,
@@ -33,8 +34,8 @@ def decrypt_store(
     """Recover the images of a store: a folder of PNG files under their original names, or IDX or .npy files.
 
     Args:
-        source_path: a store that `encrypt_store` wrote.
-        target_path: a new folder, or a new file for a store that is one file.
+        source_path: a store that `encrypt_store` wrote, or its URL.
+        target_path: a new folder of this machine, or a new file for a store that is one file.
         owner_folder: from the store's id to the owner's folder. Without it names stay hidden, and min-max stores
             cannot be decrypted.
 
@@ -44,6 +45,7 @@ def decrypt_store(
         DlmtError: anything else that is wrong. The target is then as it was.
     """
     started = time.perf_counter()
+    source_path, target_path = located(source_path), located(target_path)
     refuse_remote_images(target_path)
     check_access(source_path)
     store = StoredImages(source_path, key)

@@ -12,7 +12,7 @@ from ..errors import StoreError, UsageError
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Published, ShardSpec
-from ..stores.location import is_remote
+from ..stores.location import is_remote, located
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, remove_leftovers
 from .engines import run_tasks
@@ -22,7 +22,7 @@ from .locks import JobLocks
 from .options import JobOptions
 from .planned import PlannedJob, plan_job
 from .ray_engine import check_ray
-from .remote_storage import shard_files
+from .remote_storage import check_access, shard_files
 from .slices import Slice
 from .sources import keep_sources
 from .summary import Progress, Summary, counter, no_progress
@@ -36,8 +36,8 @@ _UNCONDITIONAL = (
 
 
 def encrypt_store(
-    source_path: Path,
-    target_path: Path,
+    source: str | Path,
+    target: str | Path,
     key: Key,
     scheme: DLMT,
     owner_folder: Callable[[str], Path],
@@ -55,8 +55,10 @@ def encrypt_store(
     counts leaves the target as it was.
 
     Args:
-        source_path: a folder of images, an IDX or .npy file, a folder of such files, or CIFAR-10 or CIFAR-100.
-        target_path: a file where the source is one of images, else a folder.
+        source: a folder of images, an IDX or .npy file, a folder of such files, or CIFAR-10 or CIFAR-100; or a URL of
+            such, see `located`.
+        target: a file where the source is one of images, else a folder; or a URL of such on S3, Google's or Azure's
+            storage.
         owner_folder: from the store's id to the folder for job record, journal, ledger and quarantine lists.
         source_kind: "folder", "idx", "cifar" or "npy" where the content does not tell.
         progress: called with a `Standing` as work is done.
@@ -72,6 +74,8 @@ def encrypt_store(
         DlmtError, OSError: whatever else is wrong.
     """
     options, started = options or JobOptions(), time.perf_counter()
+    source_path, target_path = located(source), located(target)
+    check_access(target_path)
     if options.engine == "ray":
         check_ray()
         source_path, target_path = (  # tasks run in other folders

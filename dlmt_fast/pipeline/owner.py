@@ -163,7 +163,7 @@ class OwnerFolder:
 
     def write_sources(self, part: int, stamps: Iterable[FileStamp]) -> None:
         """A part of the list of source files, encrypted."""
-        files = {"files": [[stamp.path, stamp.size, stamp.mtime_ns] for stamp in stamps]}
+        files = {"files": [[stamp.path, stamp.size, stamp.state] for stamp in stamps]}
         self._publish(self._sources(part).name, self._seal.seal_sources(part, files), part)
 
     def read_sources(self, part: int) -> list[FileStamp]:

@@ -19,7 +19,6 @@ from .naming import OutputNames
 from .open import open_source
 from .options import JobOptions
 from .owner import OwnerFolder
-from .remote_storage import check_access
 from .seal import StoreSeal, store_id_of
 from .sources import what_changed
 from .target import Target
@@ -144,7 +143,6 @@ def plan_job(
     Args:
         strict: refuse images that cannot be taken where `options.on_error` is "fail"; else they are in the survey.
     """
-    check_access(target_path)
     source = open_source(source_path, options, source_kind)
     form = target_format(source, target_named)
     joins = options.resume or not options.slice.whole

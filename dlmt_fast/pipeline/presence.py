@@ -77,7 +77,7 @@ def _unmatched(expected: Iterator[FileStamp], found: Iterator[FileStamp]) -> set
         while there is not None and there.path.encode() < wanted.path.encode():
             there = next(found, None)
         if there is None or (there.path, there.size) != (wanted.path, wanted.size):
-            unmatched.add(wanted.mtime_ns)
+            unmatched.add(int(wanted.state))
     return unmatched
 
 

@@ -12,7 +12,7 @@ from ..errors import StoreError
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Shape
-from ..stores.location import is_remote
+from ..stores.location import is_remote, located
 from ..stores.publish import FileOps
 from .estimate import folder_bytes, idx_bytes, npy_bytes, pixel_bytes
 from .finished import finished
@@ -81,8 +81,8 @@ class _NoDisk(FileOps):
 
 
 def preview_encrypt(
-    source_path: Path,
-    target_path: Path,
+    source: str | Path,
+    target: str | Path,
     key: Key,
     scheme: DLMT,
     owner_folder: Callable[[str], Path],
@@ -92,7 +92,8 @@ def preview_encrypt(
 ) -> Preview:
     """What `encrypt_store` would do with the same arguments; nothing is written. Raises what it would raise, but lists
     images that cannot be taken whatever `options.on_error` is."""
-    options = options or JobOptions()
+    options, source_path, target_path = options or JobOptions(), located(source), located(target)
+    check_access(target_path)
     job = plan_job(
         source_path, target_path, key, scheme, owner_folder, options, source_kind, target_named, _NoDisk(), strict=False
     )
@@ -117,8 +118,9 @@ def preview_encrypt(
     return _noting_room(preview)
 
 
-def preview_decrypt(source_path: Path, target_path: Path, key: Key, owner_folder: Callable[[str], Path]) -> Preview:
+def preview_decrypt(source: str | Path, target: str | Path, key: Key, owner_folder: Callable[[str], Path]) -> Preview:
     """What `decrypt_store` would do with the same arguments; nothing is written, and no image is read."""
+    source_path, target_path = located(source), located(target)
     refuse_remote_images(target_path)
     check_access(source_path)
     store = StoredImages(source_path, key)

@@ -15,9 +15,8 @@ from ..stores.listing import Listed, read_listing
 from ..stores.location import is_remote
 from ..stores.objects import Objects, fetch_all, objects_at, publish_all
 from ..stores.publish import FileOps
-from ..stores.remote_errors import remote_errors
 from ..stores.staging import NO_SYNC, remove_dead_staging, staging
-from ..stores.walk import files_below
+from ..stores.walk import is_file
 from .formats import Place, StoredFormat
 
 _MARKER_BYTES = 1 << 10
@@ -65,8 +64,7 @@ class RemoteStorage:
     def taken(self, store: Path, names: Iterable[str]) -> bool:
         if store != self.root:
             return any(map(self.exists, names))
-        with remote_errors(store):
-            return next(self.objects.entries(2), None) is not None or store.is_file()
+        return next(self.objects.entries(), None) is not None or is_file(store)
 
     def clashing(self, names: Iterable[str], known: Container[str]) -> str | None:
         there = {name for name, _ in self.objects.entries() if name not in known}
@@ -95,7 +93,7 @@ def check_access(root: Path) -> None:
     """
     if is_remote(root):
         remove_dead_staging()
-        next(objects_at(root).entries(2), None)
+        next(objects_at(root).entries(), None)
 
 
 def refuse_remote_images(target: Path) -> None:
@@ -105,14 +103,7 @@ def refuse_remote_images(target: Path) -> None:
         UsageError: the target is remote.
     """
     if is_remote(target):
-        raise UsageError(
-            f"{target} is remote: decrypted images are written to this machine alone"
-        )
-
-
-def names_below(root: Path) -> Iterator[str]:
-    """The relative names of all files of a place."""
-    return (name for name, _ in objects_at(root).entries()) if is_remote(root) else files_below(root)
+        raise UsageError(f"{target} is remote: decrypted images are written to this machine alone")
 
 
 @contextmanager

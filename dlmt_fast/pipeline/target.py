@@ -13,7 +13,7 @@ from ..stores.contract import Published
 from ..stores.location import is_remote
 from ..stores.manifest import NAME, Manifest, is_single, read_manifest
 from ..stores.publish import OS, FileOps
-from ..stores.remote_errors import remote_errors
+from ..stores.walk import is_folder
 from .formats import format_of
 from .remote_storage import shard_files
 from .storage import storage_of
@@ -51,9 +51,8 @@ class Target:
         self._marker = path.with_name(f".{path.name}{_MARKER}") if single else path / _MARKER
         self._old: set[str] = set()
         self._publishes_manifest = self.resumed = False
-        with remote_errors(path):
-            if single and path.is_dir():
-                raise UsageError(f"{path} is a folder, and one file of images goes to a file; name the file in it")
+        if single and is_folder(path):
+            raise UsageError(f"{path} is a folder, and one file of images goes to a file; name the file in it")
         self._refuse_overlap(source)
         if not joins:
             self._refuse_running()

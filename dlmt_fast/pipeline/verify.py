@@ -15,12 +15,14 @@ from ..functional import decrypt
 from ..keys import Key
 from ..stores.contract import Published
 from ..stores.digests import digest64, distinct
+from ..stores.location import located
 from ..stores.manifest import NAME, Manifest, is_single, read_manifest
+from ..stores.walk import files_below
 from .audit import check_counts, job_inputs
 from .formats import format_of
 from .formats.contract import check_published
 from .owner import OwnerFolder
-from .remote_storage import at_hand, check_access, downloaded, names_below
+from .remote_storage import at_hand, check_access, downloaded
 from .stored import StoredImages
 from .summary import Progress, Summary, counter, no_progress
 from .target import files_of
@@ -29,7 +31,7 @@ _SAMPLE = 64  # images decrypted a shard
 
 
 def verify_store(
-    path: Path,
+    store: str | Path,
     key: Key | None = None,
     owner_folder: Callable[[str], Path] | None = None,
     progress: Progress = no_progress,
@@ -44,6 +46,7 @@ def verify_store(
         WrongKeyError: the key is another.
     """
     started = time.perf_counter()
+    path = located(store)
     check_access(path)
     manifest, single = read_manifest(path), is_single(path)
     root = path.parent if single else path
@@ -76,7 +79,7 @@ def verify_store(
 def _refuse_extra(path: Path, manifest: Manifest) -> None:
     expected = distinct(chain(files_of(path, manifest), [NAME]))
     count, first = 0, ""
-    for name in names_below(path):
+    for name in files_below(path):
         if digest64(name) not in expected:
             count, first = count + 1, min(first or name, name)
     if count:

@@ -22,6 +22,7 @@ from threading import Event
 from typing import Any, BinaryIO
 
 from ..errors import DlmtError, RemoteError, StoreError
+from .remote import files_below
 from .remote_errors import remote_errors
 from .staging import write_staged
 
@@ -51,17 +52,9 @@ class Bucket:
         self._bucket, _, prefix = root.path.partition("/")
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
 
-    def entries(self, first: int | None = None) -> Iterator[tuple[str, int]]:
+    def entries(self) -> Iterator[tuple[str, int]]:
         """(relative name, size) of every object, page by page; placeholders of folders are none."""
-        page: dict[str, Any] = {"Bucket": self._bucket, "Prefix": self._prefix}
-        while True:
-            answer = self._told("", "list_objects_v2", **page, **({"MaxKeys": first} if first else {}))
-            for entry in answer.get("Contents", ()):
-                if not (entry["Key"].endswith("/") and entry["Size"] == 0):
-                    yield entry["Key"][len(self._prefix) :], entry["Size"]
-            if not answer.get("IsTruncated"):
-                return
-            page["ContinuationToken"] = answer["NextContinuationToken"]
+        return ((found.path, found.size) for found in files_below(self.root))
 
     def size(self, name: str) -> int | None:
         """The length of an object; None where there is none."""

@@ -55,6 +55,8 @@ def located(text: str | os.PathLike[str]) -> Path:
     protocol = url.partition("://")[0].lower()
     if protocol in _LOCAL:
         return _local(url)
+    if not url.partition("://")[2].strip("/"):
+        raise UsageError(f"{url} names no bucket, host or folder")
     _check_library(protocol)
     from upath import UPath
 
@@ -120,4 +122,6 @@ def _admitted(path: Any) -> Path:
         )
     _refuse_secrets(str(path))
     options = {**path.storage_options, **_OPTIONS.get(path.protocol, {})}
+    if options == dict(path.storage_options):
+        return cast(Path, path)
     return cast(Path, type(path)(str(path), protocol=path.protocol, **options))

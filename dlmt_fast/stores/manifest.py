@@ -19,6 +19,7 @@ from ..canonical import DuplicateFieldError, canonical_json, parse_json
 from ..errors import StoreDamagedError, StoreError
 from .contract import Published
 from .remote_errors import remote_errors
+from .walk import exists, is_folder
 
 FORMAT = "dlmt-store"
 VERSION = 1
@@ -70,8 +71,7 @@ def manifest_path(store: Path) -> Path:
 
 def is_single(store: Path) -> bool:
     """Whether a store is one file, not a folder."""
-    with remote_errors(store):
-        return not store.is_dir()
+    return not is_folder(store)
 
 
 def read_manifest(store: Path) -> Manifest:
@@ -82,9 +82,8 @@ def read_manifest(store: Path) -> Manifest:
         StoreDamagedError: it is malformed.
     """
     path = manifest_path(store)
-    with remote_errors(store):
-        if not store.exists():
-            raise StoreError(f"{store} does not exist")
+    if not exists(store):
+        raise StoreError(f"{store} does not exist")
     try:
         with remote_errors(path), path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)

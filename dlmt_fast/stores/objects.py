@@ -6,12 +6,14 @@ import errno
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from ..errors import RemoteError, StoreError, UsageError
 from .bucket import Bucket
 from .publish import file_digest
+from .remote import files_below
 from .remote_errors import remote_errors
 
 _S3 = ("s3", "s3a")
@@ -33,8 +35,8 @@ class Objects(Protocol):
     shared: bool
     conditional: bool
 
-    def entries(self, first: int | None = None) -> Iterator[tuple[str, int]]:
-        """(name, size) of every file; `first`: no more than so many are looked at."""
+    def entries(self) -> Iterator[tuple[str, int]]:
+        """(name, size) of every file."""
         ...
 
     def size(self, name: str) -> int | None:
@@ -117,12 +119,9 @@ class PlainObjects:
         self.root, self._fs, self._path = root, root.fs, root.path.rstrip("/")
         self.shared = root.protocol != "memory"
 
-    def entries(self, first: int | None = None) -> Iterator[tuple[str, int]]:
-        with remote_errors(self.root):
-            found = self._fs.find(self._path, detail=True)
-        for path, facts in sorted(found.items()):
-            if path.startswith(f"{self._path}/"):
-                yield path[len(self._path) + 1 :], facts["size"]
+    def entries(self) -> Iterator[tuple[str, int]]:
+        with suppress(FileNotFoundError):  # there is no folder yet
+            yield from ((found.path, found.size) for found in files_below(self.root))
 
     def size(self, name: str) -> int | None:
         try:
