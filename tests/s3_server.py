@@ -130,7 +130,8 @@ class Between:
     Attributes:
         asked: (method, path) of each request so far.
         fault: from a request's method and path to what becomes of it: None (it passes), "500", "503", "reset" (no
-            answer at all), "cut" (half of the promised body), "short" (half of the body, and no more promised).
+            answer at all), "cut" (half of the promised body), "short" (half of the body, and no more promised),
+            "lost" (it is done, and no answer comes), "altered" (it is done with a bit of its body turned).
         sent: bytes of bodies that were answered.
     """
 
@@ -170,11 +171,16 @@ def between(server: Server) -> Iterator[tuple[Server, Between]]:
             if fault in ("500", "503"):
                 self.reply(int(fault), {}, b"<Error><Code>InternalError</Code><Message>unwell</Message></Error>")
                 return
+            if fault == "altered":
+                body = bytes([body[0] ^ 1]) + body[1:]
             inner = http.client.HTTPConnection(server.url.removeprefix("http://"))
             inner.request(self.command, self.path, body, dict(self.headers))
             found = inner.getresponse()
             data, headers = found.read(), dict(found.getheaders())
             inner.close()
+            if fault == "lost":
+                self.close_connection = True
+                return
             if fault in ("cut", "short"):
                 data = data[: len(data) // 2]
             self.reply(
