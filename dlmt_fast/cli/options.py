@@ -30,6 +30,9 @@ Destination = Annotated[str, typer.Argument(metavar="DST", help="Where to, a pat
 ProgressMode = Annotated[
     str, typer.Option("--progress", help="auto: a line on a terminal; plain: text every 10 s; or none.")
 ]
+Workers = Annotated[int | None, typer.Option(help="Shards worked on at once [default: the CPUs].")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with this job where it stopped.")]
+Check = Annotated[bool, typer.Option("--check", help="With --resume: compare digests too.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier store at DST.")]
 

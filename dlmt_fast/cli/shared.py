@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,17 @@ def finish_preview(preview: Any, as_json: bool) -> None:
     answer(preview.as_dict(), as_json, "\n".join(lines))
     if preview.quarantined:
         raise typer.Exit(1 if preview.refused else 3)
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """What takes lines, such as how to go on with a stopped job, and shows them on stderr after the block."""
+    left: list[str] = []
+    try:
+        yield left.append
+    finally:
+        for text in left:
+            console().print(text, style="yellow", highlight=False, markup=False)
 
 
 def load_key(path: Path, passphrase_file: Path | None) -> Key:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Shape
@@ -17,11 +16,9 @@ from ..stores.publish import FileOps
 from .estimate import folder_bytes, idx_bytes, npy_bytes, pixel_bytes
 from .finished import finished
 from .options import JobOptions
-from .owner import OwnerFolder
+from .plain_planned import PlannedDecrypt
 from .planned import PlannedJob, plan_job
-from .remote_storage import check_access, refuse_remote_images
-from .stored import StoredImages
-from .target import Target
+from .remote_storage import check_access
 
 
 @dataclass
@@ -118,33 +115,35 @@ def preview_encrypt(
     return _noting_room(preview)
 
 
-def preview_decrypt(source: str | Path, target: str | Path, key: Key, owner_folder: Callable[[str], Path]) -> Preview:
-    """What `decrypt_store` would do with the same arguments; nothing is written, and no image is read."""
-    source_path, target_path = located(source), located(target)
-    refuse_remote_images(target_path)
-    check_access(source_path)
-    store = StoredImages(source_path, key)
-    manifest = store.manifest
-    Target(target_path, store.single, source_path, overwrite=False, ops=_NoDisk())
-    owner = OwnerFolder(owner_folder(manifest.store_id), store.seal)
-    missing = sum(not (owner.root / f"ledger-{index:05d}.bin").exists() for index in range(len(manifest.shards)))
-    if store.needs_bounds and missing:
-        raise StoreError(
-            f"this store was made with {store.header['normalize']}: decrypting needs the ledger in the owner's folder, "
-            f"and {owner.root} lacks {missing} of {len(manifest.shards)}; --owner DIR names another"
-        )
+def preview_decrypt(
+    source_path: str | Path,
+    target_path: str | Path,
+    key: Key,
+    owner_folder: Callable[[str], Path],
+    resume: bool = False,
+    check: bool = False,
+) -> Preview:
+    """What `decrypt_store` would do with the same arguments; nothing is written, and no image is read but, with
+    `check`, those that are done."""
+    source_path, target_path = located(source_path), located(target_path)
+    job = PlannedDecrypt(source_path, target_path, key, owner_folder, resume, _NoDisk())
+    manifest, missing, done = job.store.manifest, len(job.names.missing), 0
+    if job.target.resumed:
+        done = sum(job.counted(index, check) is not None for index in range(len(manifest.shards)))
     shapes = {} if manifest.shape is None else {manifest.shape: manifest.count}
     exact = manifest.kind == "folder" and manifest.shape is not None
     size = folder_bytes(shapes, "uint8") if exact else pixel_bytes(shapes, "uint8")
     preview = Preview(
         "decrypt", str(source_path), str(target_path), manifest.store_id, manifest.kind, manifest.kind, "uint8",
-        manifest.count, manifest.count, _named(shapes), len(manifest.shards), 0, size, exact,
-        _free(target_path), str(owner.root),
+        manifest.count, manifest.count, _named(shapes), len(manifest.shards), done, size, exact,
+        _free(target_path), str(job.owner.root),
     )  # fmt: skip
     if manifest.shape is None:
         preview.notes.append("the images have several sizes: how many bytes they have shows when they are read")
-    if store.form.named and missing:
-        preview.notes.append(f"original names of {missing} shards are not restored: {owner.root} lacks their ledgers")
+    if job.store.form.named and missing:
+        preview.notes.append(
+            f"original names of {missing} shards are not restored: {job.owner.root} lacks their ledgers"
+        )
     return _noting_room(preview)
 
 

@@ -13,7 +13,7 @@ from ..schemes import DLMT, Plan
 from ..stores.contract import Published
 from ..stores.manifest import is_single, read_manifest
 from .formats import StoredShard, format_of
-from .remote_storage import at_hand
+from .remote_storage import at_hand, shard_files
 from .seal import StoreSeal
 from .worker import Plans
 
@@ -61,6 +61,10 @@ class StoredImages:
         """A shard to be read in the block, every file checked against its published digest first."""
         with at_hand(self.root, self.form, shard) as folder:
             yield self.form.open(folder, shard, self.manifest)
+
+    def sample_names(self, shard: Published) -> Iterator[str]:
+        """The names of a shard's samples, where each is a file."""
+        return (name for name in shard_files(self.root, self.form, shard) if name != shard.name)
 
 
 def _floats(values: Any) -> tuple[float, ...] | None:

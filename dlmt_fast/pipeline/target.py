@@ -19,6 +19,7 @@ from .remote_storage import shard_files
 from .storage import storage_of
 
 _MARKER = ".dlmt-job"
+_ENDED = "ended"
 
 
 class Target:
@@ -50,7 +51,7 @@ class Target:
         self.manifest = path.with_name(f"{path.name}.{NAME}") if single else path / NAME
         self._marker = path.with_name(f".{path.name}{_MARKER}") if single else path / _MARKER
         self._old: set[str] = set()
-        self._publishes_manifest = self.resumed = False
+        self._publishes_manifest = self.resumed = self.ended = False
         if single and is_folder(path):
             raise UsageError(f"{path} is a folder, and one file of images goes to a file; name the file in it")
         self._refuse_overlap(source)
@@ -58,6 +59,11 @@ class Target:
             self._refuse_running()
             if self._taken():
                 self._old = self._files_to_replace(overwrite)
+
+    @property
+    def marked(self) -> bool:
+        """Whether a job's marker is there."""
+        return self.storage.exists(self._marker.name)
 
     @property
     def old(self) -> set[str]:
@@ -95,7 +101,7 @@ class Target:
     def go_on(self, store_id: str, replaced: set[str]) -> None:
         """Take up a stopped job, or join one: the marker is there again."""
         self._old = replaced
-        if not self._is_marked():
+        if not self.marked:
             self.storage.create(self._marker.name, store_id.encode("ascii"))
         else:
             self.storage.probe(self._marker.name, store_id.encode("ascii"))
@@ -135,7 +141,7 @@ class Target:
             names: gives the files that these shards publish.
         """
         self.sweep(store_id, shards, names)
-        if not self._is_marked():  # the very last step failed: the store is whole
+        if not self.marked:  # the very last step failed: the store is whole
             return True
         if self._publishes_manifest:
             self.storage.remove([self.manifest.name])
@@ -188,6 +194,10 @@ class Target:
         self.storage.remove([self._marker.name])
         self.storage.settle()
 
+    def end(self, store_id: str) -> None:
+        """Note in the marker that all is done but clearing up, which `finish` ends."""
+        self.storage.publish(self._marker.name, f"{store_id} {_ENDED}".encode("ascii"), store_id, anew=True)
+
     def give_up(self, published: Iterable[str]) -> None:
         """After a failure: remove what this job published, its marker, and the folders that it made."""
         self.storage.remove(published)
@@ -203,18 +213,17 @@ class Target:
         if _within(here, there) or _within(there, here):
             raise UsageError(f"{self.path} and {source} lie inside each other; choose a target elsewhere")
 
-    def _is_marked(self) -> bool:
-        return self.storage.exists(self._marker.name)
-
     def _has_manifest(self) -> bool:
         return self.storage.exists(self.manifest.name)
 
     def _marked_by(self, store_id: str) -> str | None:
         """The id in the marker. A marker without one was being made when its job was killed: it is removed."""
         for wait in (0.5, 0.0):
-            found = self.storage.text(self._marker.name)
-            if found is None:
+            text = self.storage.text(self._marker.name)
+            if text is None:
                 return None
+            found, _, state = text.partition(" ")
+            self.ended = state == _ENDED
             if found == store_id or not store_id.startswith(found):
                 return found
             time.sleep(wait)  # another job may be writing it at this moment
