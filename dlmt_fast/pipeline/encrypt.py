@@ -256,6 +256,7 @@ class _Run:
         for shard in self._shards:
             yield from self._job.files_of(shard)
         yield from (name for _, name in self._job.labels())
+        yield from self._job.form.closing_labels(shard.name for shard in self._job.shards)
 
     def _counted(self) -> str:
         return f"{len(self._shards)} shards" + ("" if self._slice.whole else f" of slice {self._slice}")
