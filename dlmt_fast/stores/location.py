@@ -23,7 +23,10 @@ _LOCAL = ("", "file", "local")
 # Listings are not remembered: they would grow with the store, and hide what changes.
 _OPTIONS: dict[str, dict[str, Any]] = {name: {"use_listings_cache": False} for name in ("s3", "s3a", "gs", "gcs")}
 #: What a `UPath` may bring with it into worker processes: nothing that opens a store.
-_HARMLESS = {"anon", "endpoint_url", "profile", "project", "account_name", "requester_pays", "use_listings_cache"}
+_HARMLESS = {
+    *("anon", "endpoint_url", "profile", "requester_pays", "use_listings_cache", "project", "account_name"),
+    *("host", "port", "username"),
+}
 
 
 def located(text: str | os.PathLike[str]) -> Path:
