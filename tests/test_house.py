@@ -91,15 +91,18 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.backends": {"contract", "built"},
     "dlmt_fast.stores": {
         *("contract", "publish", "manifest", "decode", "batching", "png", "npy", "gzipped", "runs", "sliced"),
-        *("segments", "streamed", "axes", "listing", "stamps", "scratch", "digests", "walk"),
+        *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "location", "remote_errors"),
+        *("segments", "staging", "objects", "remote", "reading"),
     },
 }
 PRIVATE: dict[str, set[str]] = {
+    "dlmt_fast.stores.objects": {"bucket"},
+    "dlmt_fast.stores.bucket": {"s3_requests"},
     "dlmt_fast.stores.webdataset": {"tar_index"},
     "dlmt_fast.stores.cifar": {"restricted_pickle"},
     "dlmt_fast.stores.parquet": {"parquet_format"},
     "dlmt_fast.stores.parquet_writer": {"parquet_format"},
-    "dlmt_fast.stores.zarr_arrays": {"zarr_format"},
+    "dlmt_fast.stores.zarr_arrays": {"zarr_format", "zarr_remote"},
     "dlmt_fast.stores.zarr_writer": {"zarr_format"},
     "dlmt_fast.backends.numba_cpu": {"numba_kernels", "numba_inverse", "pool"},
     "dlmt_fast.backends.numba_inverse": {"numba_kernels"},

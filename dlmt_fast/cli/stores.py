@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -26,7 +25,7 @@ from .shared import cpus, finish, finish_preview, load_key, telling
 
 
 def decrypt(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A store that dlmt encrypt wrote.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A store that dlmt encrypt wrote, or its URL.")],
     target: Destination,
     key_path: KeyFile,
     passphrase_file: PassphraseFile = None,
@@ -52,7 +51,7 @@ def decrypt(
 
 
 def verify(
-    target: Annotated[Path, typer.Argument(metavar="DST", help="A store that dlmt encrypt wrote.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A store that dlmt encrypt wrote, or its URL.")],
     key_path: MaybeKeyFile = None,
     passphrase_file: PassphraseFile = None,
     owner: Owner = None,

@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import ParameterError, StoreError
 from ..keys import Key
 from ..stores.contract import Published
+from ..stores.location import located
 from ..stores.publish import OS, FileOps
 from ..stores.segments import SEGMENT_BYTES, remove_parts
 from .formats import Place
@@ -23,8 +24,8 @@ from .summary import Advance, Progress, Summary, counter, no_progress
 
 
 def decrypt_store(
-    source_path: Path,
-    target_path: Path,
+    source_path: str | Path,
+    target_path: str | Path,
     key: Key,
     owner_folder: Callable[[str], Path],
     progress: Progress = no_progress,
@@ -42,8 +43,8 @@ def decrypt_store(
     before any shard counts leaves the target as it was.
 
     Args:
-        source_path: a store that `encrypt_store` wrote.
-        target_path: a new folder, or a new file for a store that is one file.
+        source_path: a store that `encrypt_store` wrote, or its URL.
+        target_path: a new folder of this machine, or a new file for a store that is one file.
         owner_folder: from the store's id to the owner's folder. Without it names stay hidden, and min-max stores
             cannot be decrypted.
         progress: called with a `Standing` as work is done.
@@ -66,6 +67,7 @@ def decrypt_store(
     if workers < 1:
         raise ParameterError(f"workers must be at least 1, got {workers}")
     started = time.perf_counter()
+    source_path, target_path = located(source_path), located(target_path)
     job = PlannedDecrypt(source_path, target_path, key, owner_folder, resume, ops)
     manifest = job.store.manifest
     summary = Summary("decrypt", str(source_path), str(target_path), manifest.store_id, manifest.kind, "uint8")
@@ -149,6 +151,8 @@ class _Run:
             else:
                 self._note(index, entry.published)
         parts = ", and of the next some segments" if job.journal.has_segments() else ""
+        if not parts:
+            remove_parts(job.target.root, job.id, job.ops)
         if not (any(self._done) or parts or job.target.resumed):
             job.journal.remove()
         if job.target.stop(job.id, any(self._done) or bool(parts), WHOLE):

@@ -79,4 +79,5 @@ def _context(job: PlannedJob, ops: FileOps, decoders: int, threads: int | None) 
         threads=threads,
         ops=ops,
         versions=job.record["versions"],
+        conditional=job.target.storage.conditional,
     )

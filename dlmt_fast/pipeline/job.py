@@ -57,7 +57,7 @@ def job_record(
     """The record whose keyed digest is the store's id; `libraries` write the target's files."""
     files, digest = 0, hashlib.sha256()
     for stamp in source.stamps():
-        digest.update(canonical_json([stamp.path, stamp.size, stamp.mtime_ns]) + b"\n")
+        digest.update(canonical_json([stamp.path, stamp.size, stamp.state]) + b"\n")
         files += 1
     return {
         "contract": CONTRACT,

@@ -161,7 +161,7 @@ class OwnerFolder:
 
     def _segments(self, shard: int | None) -> Iterator[Path]:
         prefix = "segment-" if shard is None else f"segment-{shard:05d}-"
-        return (Path(entry.path) for entry in entries(self.root) if entry.name.startswith(prefix))
+        return (self.root / entry.name for entry in entries(self.root) if entry.name.startswith(prefix))
 
     def _segment(self, shard: int, segment: int) -> Path:
         return self.root / f"segment-{shard:05d}-{segment:05d}.bin"
@@ -204,7 +204,7 @@ class OwnerFolder:
 
     def write_sources(self, part: int, stamps: Iterable[FileStamp]) -> None:
         """A part of the list of source files, encrypted."""
-        files = {"files": [[stamp.path, stamp.size, stamp.mtime_ns] for stamp in stamps]}
+        files = {"files": [[stamp.path, stamp.size, stamp.state] for stamp in stamps]}
         self._publish(self._sources(part).name, self._seal.seal_sources(part, files), part)
 
     def read_sources(self, part: int) -> list[FileStamp]:

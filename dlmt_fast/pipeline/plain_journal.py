@@ -109,7 +109,7 @@ class PlainJournal:
     def forget_segments(self, shard: int, number: int | None = None) -> None:
         """Remove the entries of a shard's segments, or of one of them."""
         prefix = f"segment-{shard:05d}-" + ("" if number is None else f"{number:05d}")
-        found = [Path(entry.path) for entry in entries(self.root) if entry.name.startswith(prefix)]
+        found = [self.root / entry.name for entry in entries(self.root) if entry.name.startswith(prefix)]
         remove_all(found, self._ops)
         self._ops.fsync_directory(self.root)
 
@@ -128,9 +128,9 @@ class PlainJournal:
             return
         for entry in entries(self.root):
             if entry.name == LOCKS:
-                shutil.rmtree(entry.path)
+                shutil.rmtree(self.root / entry.name)
             elif entry.name.startswith(("journal-", "segment-", ".tmp-", _RECORD)):
-                self._ops.unlink(Path(entry.path))
+                self._ops.unlink(self.root / entry.name)
         if is_empty(self.root):
             self._ops.rmdir(self.root)
         self._ops.fsync_directory(self.root.parent)

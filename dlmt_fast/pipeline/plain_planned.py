@@ -17,6 +17,7 @@ from .owner import OwnerFolder
 from .plain_journal import Entry, PlainJournal, id_of, journal_folder
 from .plain_names import PlainNames
 from .plain_shard import PlainJob, digest_of
+from .remote_storage import check_access, downloaded, refuse_remote_images
 from .slices import WHOLE
 from .stored import StoredImages
 from .target import Target
@@ -34,8 +35,10 @@ class PlannedDecrypt:
         resume: bool,
         ops: FileOps,
     ) -> None:
+        refuse_remote_images(target)
+        check_access(source, read_only=True)
         self.store, self.key, self.ops = StoredImages(source, key), key, ops
-        manifest, single = self.store.manifest, not source.is_dir()
+        manifest, single = self.store.manifest, self.store.single
         folder = journal_folder(target, single)
         self.target = Target(target, single, source, False, resume, ops, lambda _: "; ".join(held(folder).values()))
         self.owner = OwnerFolder(owner_folder(manifest.store_id), self.store.seal)
@@ -105,13 +108,16 @@ class PlannedDecrypt:
         store, manifest = self.store, self.store.manifest
         if store.form.joined:
             shards = [published(index) for index in range(len(manifest.shards))]
-            labels = store.form.stored_labels(store.root, manifest)
+            with downloaded(store.root, [extra.name for extra in manifest.extras]) as folder:
+                labels = store.form.stored_labels(folder, manifest)
             yield from store.form.closing("uint8", manifest.shape, shards, labels)
             return
         renamed = self._labels()
         for extra in manifest.extras:
-            check_published(store.root / extra.name, extra)
-            yield renamed.get(extra.name, extra.name), (store.root / extra.name).read_bytes()
+            with downloaded(store.root, [extra.name]) as folder:
+                check_published(folder / extra.name, extra)
+                data = (folder / extra.name).read_bytes()
+            yield renamed.get(extra.name, extra.name), data
 
     def _labels(self) -> dict[str, str]:
         """From the names of labels files in the store to those beside the decrypted files, where they follow these."""

@@ -126,8 +126,7 @@ class PlainWork:
 
     def _attempt(self, task: PlainTask, advance: Advance) -> Published:
         job = self._job
-        with naming_a_full_disk(job.target):
-            opened = self._store.open(task.shard)
+        with naming_a_full_disk(job.target), self._store.opened(task.shard) as opened:
             writer = self._writer(opened, task)
             published = self._decrypt(task, opened.read(), writer, advance)
         try:

@@ -10,6 +10,7 @@ from typing import Any
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Reader, Shape, ShardSpec, Source, Survey
+from ..stores.location import is_remote
 from ..stores.publish import FileOps
 from ..stores.segments import cut
 from .formats import Contents, StoredFormat, format_of
@@ -122,7 +123,7 @@ class PlannedJob:
     def segments(self, shard: ShardSpec) -> int:
         """In how many parts several workers can do a shard at once."""
         file = self.form.array_file(shard, self._contents(shard, self.source))
-        if file is None or in_turn(self.source, shard.index):
+        if file is None or is_remote(self.target.root) or in_turn(self.source, shard.index):
             return 1
         return len(cut(file, self.options.segment_bytes))
 

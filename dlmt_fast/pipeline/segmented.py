@@ -14,6 +14,7 @@ from typing import Any
 
 from ..canonical import canonical_json
 from ..stores.contract import Published
+from ..stores.location import is_remote
 from ..stores.segments import DamagedSegmentError, PartFile, Segment, cut
 from .formats import format_of
 from .owner import OwnerFolder
@@ -44,8 +45,8 @@ class SegmentedShard:
 
     @classmethod
     def of(cls, job: JobContext, owner: OwnerFolder, task: Task) -> SegmentedShard | None:
-        """None where the shard is no array at fixed places, or a small one."""
-        file = format_of(job.kind).array_file(task.shard, task.contents)
+        """None where the shard is no array at fixed places, or a small one, or goes to a remote place in one piece."""
+        file = None if is_remote(job.target) else format_of(job.kind).array_file(task.shard, task.contents)
         if file is None:
             return None
         places = cut(file, job.options.segment_bytes)

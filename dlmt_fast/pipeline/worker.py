@@ -17,12 +17,16 @@ from ..functional import encrypt
 from ..keys import Key
 from ..schemes import DLMT, Plan
 from ..stores.contract import Array, Batch, Published, Reader, Refused, ShardSpec, ShardWriter
+from ..stores.location import is_remote
+from ..stores.objects import objects_at
 from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers
-from .formats import Contents, Place, format_of
+from ..stores.staging import remove_dead_staging
+from .formats import Contents, format_of
 from .job import refuse_other_versions, refused_error, versions
 from .naming import in_order
 from .options import JobOptions
 from .owner import OwnerFolder
+from .remote_storage import upload, writing_place
 from .seal import StoreSeal
 from .summary import Advance, Tally
 
@@ -84,7 +88,8 @@ class JobContext:
 
     Attributes:
         kind: of the target.
-        target: the folder that the shards are published in.
+        target: the folder that the shards are published in, or a remote place.
+        conditional: whether a remote target refuses to write over what is there.
         retire: the manifest of a store that is being replaced, which goes before the first shard is visible.
         decoders: threads that decode.
         threads: of the kernels; None: their own choice.
@@ -103,6 +108,7 @@ class JobContext:
     threads: int | None
     ops: FileOps = OS
     versions: Mapping[str, str] = field(default_factory=versions)  # of a job without libraries of its own
+    conditional: bool = True
 
 
 class Plans:
@@ -208,6 +214,7 @@ class ShardWork:
         self._job, self._entries = job, entries
         self._plans = Plans(planner(job.scheme, job.key, job.options))
         self._seal = StoreSeal(job.key, job.store_id)
+        self._objects = objects_at(job.target, job.conditional) if is_remote(job.target) else None
 
     def make(self, task: Task, advance: Advance) -> Made:
         """Transform, publish and enter one shard; errors that may pass are tried again from the start.
@@ -225,10 +232,11 @@ class ShardWork:
 
     def _attempt(self, task: Task, attempt: int, advance: Advance) -> Made:
         job, index = self._job, task.shard.index
-        place = Place(job.target, job.store_id, job.ops)
-        with naming_a_full_disk(job.target):
+        with writing_place(job.target, job.store_id, job.ops) as place, naming_a_full_disk(place.root):
             writer = format_of(job.kind).writer(place, task.shard, task.contents)
             published, ledger, refused = self.encrypted(task, writer, advance)
+            if self._objects is not None:
+                upload(self._objects, place.root, format_of(job.kind), published, replace=job.retire is not None)
         made = Made(published, refused, self._seal.seal_ledger(index, published.sha256, ledger), attempt)
         if self._entries is not None:
             self._entries.enter(task, made)
@@ -245,13 +253,22 @@ class ShardWork:
 
     def retire(self) -> None:
         """Take away the manifest of a store that is being replaced, before the first shard is visible."""
-        if self._job.retire is not None and self._job.retire.exists():
+        if self._job.retire is None:
+            return
+        if self._objects is not None:
+            self._objects.remove(iter([self._job.retire.name]))
+        elif self._job.retire.exists():
             self._job.ops.unlink(self._job.retire)
             self._job.ops.fsync_directory(self._job.retire.parent)
 
 
 def clear_shard(job: JobContext, task: Task) -> None:
-    """Remove the temporaries that a dead worker left of a shard in the target."""
+    """Remove what a dead worker left half-written of a shard on its way to the target."""
+    if is_remote(job.target):
+        remove_dead_staging()
+        ours = [*task.names.values(), task.shard.name]
+        objects_at(job.target).abort_uploads(lambda found: found.intersection(ours))
+        return
     folders = {(job.target / name).parent for name in (*task.names.values(), task.shard.name)} | {job.target}
     remove_leftovers((folder for folder in folders if folder.is_dir()), job.store_id, job.ops, {task.shard.index})
 

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import ImageError
 from .contract import Array, Batch, Refused
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+FETCHERS = 12  # threads that wait for remote files: there the time of an answer is the bound, not the CPU
+WAITING = "dlmt-fetch"  # what the names of these threads begin with
 _BATCH_BYTES = 4 << 20
 
 
@@ -30,8 +36,8 @@ def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Ref
     Runs of images of one shape come as batches; what cannot be decoded is refused in its place.
     """
     pending: list[tuple[int, Array]] = []
-    size = 0
-    for index, result in _in_threads(samples, max(1, workers)):
+    size, threads = 0, max(1, workers)
+    for index, result in in_threads(_decode, samples, threads, 4 * threads):
         if isinstance(result, Refused):
             yield result
             continue
@@ -44,21 +50,39 @@ def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Ref
         yield _batch(pending)
 
 
-def _in_threads(samples: Iterator[Encoded], workers: int) -> Iterator[tuple[int, Array | Refused]]:
-    with ThreadPoolExecutor(workers, "dlmt-decode") as pool:
-        ahead = [(sample.index, pool.submit(_decode, sample)) for sample in islice(samples, 4 * workers)]
-        while ahead:
-            index, future = ahead.pop(0)
-            result = future.result()
-            ahead += [(sample.index, pool.submit(_decode, sample)) for sample in islice(samples, 1)]
-            yield index, result
+def fetched_ahead(fetch: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """What `fetch` gives for each item, in order; `FETCHERS` at most are under way or wait for their turn."""
+    return in_threads(fetch, items, FETCHERS, FETCHERS, patient=False)
 
 
-def _decode(sample: Encoded) -> Array | Refused:
+def in_threads(
+    work: Callable[[T], R], items: Iterable[T], threads: int, most: int, patient: bool = True
+) -> Iterator[R]:
+    """The result of each item in order; `most` are worked on or wait for their turn.
+
+    Args:
+        patient: when it is interrupted or closed, wait until the threads have ended; a server may let them wait long.
+    """
+    left, pool = iter(items), ThreadPoolExecutor(threads, "dlmt-decode" if patient else WAITING)
+    wait = True
     try:
-        return sample.decode()
+        ahead = [pool.submit(work, item) for item in islice(left, most)]
+        while ahead:
+            result = ahead.pop(0).result()
+            ahead += [pool.submit(work, item) for item in islice(left, 1)]
+            yield result
+    except BaseException as error:
+        wait = patient or isinstance(error, Exception)
+        raise
+    finally:
+        pool.shutdown(wait, cancel_futures=True)
+
+
+def _decode(sample: Encoded) -> tuple[int, Array | Refused]:
+    try:
+        return sample.index, sample.decode()
     except ImageError as error:
-        return Refused(sample.index, sample.path, str(error))
+        return sample.index, Refused(sample.index, sample.path, str(error))
 
 
 def _batch(pending: list[tuple[int, Array]]) -> Batch:
