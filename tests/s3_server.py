@@ -151,7 +151,8 @@ class Between:
     Attributes:
         asked: (method, path) of each request so far.
         fault: from a request's method and path to what becomes of it: None (it passes), "500", "503", "reset" (no
-            answer at all), "cut" (half of the promised body), "short" (half of the body, and no more promised).
+            answer at all), "cut" (half of the promised body), "short" (half of the body, and no more promised),
+            "lost" (it is done, and no answer comes), "altered" (it is done with a bit of its body turned).
         sent: bytes of bodies that were answered.
     """
 
@@ -163,6 +164,15 @@ class Between:
         """Note anew, and let all pass."""
         self.asked.clear()
         self.sent, self.fault = 0, lambda method, path: None
+
+    def once(self, fault: str, method: str, part: str, times: int = 1) -> None:
+        """Fail the first requests of a method whose path contains `part`."""
+        left = [fault] * times
+
+        def decide(asked: str, path: str) -> str | None:
+            return left.pop() if left and asked == method and part in path else None
+
+        self.fault = decide
 
     def count(self, method: str, part: str = "") -> int:
         """How many requests of a method there were, whose path contains `part`."""
@@ -187,11 +197,16 @@ def between(server: Server) -> Iterator[tuple[Server, Between]]:
             if fault in ("500", "503"):
                 self.reply(int(fault), {}, b"<Error><Code>InternalError</Code><Message>unwell</Message></Error>")
                 return
+            if fault == "altered":
+                body = bytes([body[0] ^ 1]) + body[1:]
             inner = http.client.HTTPConnection(server.url.removeprefix("http://"))
             inner.request(self.command, self.path, body, dict(self.headers))
             found = inner.getresponse()
             data, headers = found.read(), dict(found.getheaders())
             inner.close()
+            if fault == "lost":
+                self.close_connection = True
+                return
             if fault in ("cut", "short"):
                 data = data[: len(data) // 2]
             self.reply(

@@ -249,7 +249,7 @@ class FolderWriter:
             self._renamed.append(self._root / name)
         for folder in sorted(self._folders):
             self._ops.fsync_directory(folder)
-        listing = encode_listing(Listed(digest, size, name) for name, (_, size, digest) in self._files.items())
+        listing = encode_listing(self.listed())
         if self._listed:
             self._renamed.append(self._root / listing_name(self._shard))
             publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
@@ -257,6 +257,10 @@ class FolderWriter:
         return Published(
             listing_name(self._shard), len(self._files), sum(size for _, size, _ in self._files.values()), digest
         )
+
+    def listed(self) -> Iterator[Listed]:
+        """The files of the shard."""
+        return (Listed(digest, size, name) for name, (_, size, digest) in self._files.items())
 
     def abort(self) -> None:
         remove_all([temporary for temporary, _, _ in self._files.values()] + self._renamed, self._ops)
