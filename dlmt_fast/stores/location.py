@@ -63,7 +63,7 @@ def located(text: str | os.PathLike[str]) -> Path:
     _check_library(protocol)
     from upath import UPath
 
-    return cast(Path, UPath(url.rstrip("/"), **_OPTIONS.get(protocol, {})))
+    return cast(Path, UPath(protocol + url[len(protocol) :].rstrip("/"), **_OPTIONS.get(protocol, {})))
 
 
 def is_remote(path: object) -> bool:

@@ -22,7 +22,7 @@ from .decode import decode_bytes, probe_bytes
 from .location import is_remote
 from .reading import read_part
 from .scratch import Scratch
-from .tar_index import LABELS, Sample, read_index
+from .tar_index import LABELS, Index, Sample, read_index
 from .walk import Found, entries, exists, files_in, glanced, is_folder, stamp_of
 
 
@@ -40,6 +40,12 @@ def _probe(data: bytes, channels: int | None) -> Shape | str:
         return probe_bytes(data, channels)
     except ImageError as error:
         return str(error)
+
+
+def _index(root: Path, decoding: Decoding, stamp: FileStamp) -> Index:
+    """A tar's index; a remote one, of which all is read for it, is probed on the way."""
+    probe = partial(_probe, channels=decoding.channels) if is_remote(root) else None
+    return read_index(root / stamp.path, stamp=stamp, probe=probe)
 
 
 class Tar(NamedTuple):
@@ -162,21 +168,20 @@ class WebdatasetSource(TarSamples):
         if not found:
             raise StoreError(f"{path} holds no tar (*.tar)")
         self._left_out = sorted(set(names) - set(found))
-        self._kept, self._channels = KeptIndices() if is_remote(path) else None, (decoding or Decoding()).channels
+        self._kept = KeptIndices() if is_remote(path) else None
         self._nameless, self._fields, self._numbers = 0, Counter[str](), Counter[str]()
         tars: list[Tar] = []
-        for name in found:
-            tars.append(self._scan(root, stamp_of(root, name, files), tars[-1].samples.stop if tars else 0))
+        stamps, read = [stamp_of(root, name, files) for name in found], partial(_index, root, decoding or Decoding())
+        indices = map(read, stamps) if self._kept is None else fetched_ahead(read, stamps)
+        for stamp, index in zip(stamps, indices, strict=True):
+            tars.append(self._scan(stamp, index, tars[-1].samples.stop if tars else 0))
         self._count = tars[-1].samples.stop
         if not self._count:
             raise StoreError(f"{path} holds no samples")
         super().__init__(root, decoding or Decoding(), tars, self._label_field(path), self._kept)
 
-    def _scan(self, root: Path, stamp: FileStamp, start: int) -> Tar:
-        if self._kept is None:
-            index = read_index(root / stamp.path)
-        else:
-            index = read_index(root / stamp.path, stamp=stamp, probe=partial(_probe, channels=self._channels))
+    def _scan(self, stamp: FileStamp, index: Index, start: int) -> Tar:
+        if self._kept is not None:
             self._kept.keep(stamp.path, index.samples)
         self._nameless += index.nameless
         for sample in index.samples:
