@@ -80,6 +80,9 @@ class ParquetShard:
             check_shape(image.shape, self._manifest, self._path)
             yield StoredBatch(row.index, [row.path or ""], image[None], None if row.label is None else [row.label])
 
+    def plain_file(self, name: str) -> None:
+        """The images are not one array at fixed places."""
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         columns = self._footer.columns
         return ParquetWriter(

@@ -71,5 +71,8 @@ class WebdatasetShard:
                 labels = [sample.numbers["cls"]] if "cls" in sample.numbers else None
                 yield StoredBatch(position, [sample.path], image[None], labels)
 
+    def plain_file(self, name: str) -> None:
+        """The images are not one array at fixed places."""
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         return TarWriter(place.root, place.store_id, index, name, place.ops)
