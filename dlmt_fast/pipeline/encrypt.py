@@ -141,6 +141,9 @@ class _Run:
     def work(self, progress: Progress) -> None:
         """Do the shards that do not count yet."""
         job = self._job
+        if is_remote(job.target.root) and not job.target.resumed:
+            # A local folder that was empty holds no temporaries; uploads are seen in no listing of files.
+            job.target.sweep(job.store_id, self._slice, self._files)
         keep_sources(job.owner, job.source.stamps())
         todo = [shard for shard in self._shards if shard.index not in self._results]
         advance = counter(progress, sum(len(shard.samples) for shard in self._shards))

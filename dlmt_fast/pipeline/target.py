@@ -128,9 +128,9 @@ class Target:
             names: the file that stands for the shard is the last of them, and goes first.
         """
         if not (self._old and self._has_manifest()):
-            *others, last = names
-            self.storage.remove([last])
-            self.storage.remove(others)
+            found = list(names)
+            self.storage.remove(found[-1:])
+            self.storage.remove(found[:-1])
 
     def stop(
         self, store_id: str, keep: bool, shards: Container[int], names: Callable[[], Iterable[str]] = lambda: ()
