@@ -95,6 +95,7 @@ SHARED: dict[str, set[str]] = {
     },
 }
 PRIVATE: dict[str, set[str]] = {
+    "dlmt_fast.stores.decode": {"jpeg"},
     "dlmt_fast.stores.webdataset": {"tar_index"},
     "dlmt_fast.stores.cifar": {"restricted_pickle"},
     "dlmt_fast.stores.parquet": {"parquet_format"},
