@@ -28,7 +28,7 @@ class FileOps:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         return os.open(path, flags, mode)
 
-    def write(self, descriptor: int, data: bytes | memoryview) -> None:
+    def write(self, descriptor: int, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast("B")
         while view:
             view = view[os.write(descriptor, view) :]
@@ -80,7 +80,7 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
         raise
 
 
-def write_temporary(path: Path, data: bytes, ops: FileOps = OS, mode: int = 0o666) -> None:
+def write_temporary(path: Path, data: bytes | bytearray, ops: FileOps = OS, mode: int = 0o666) -> None:
     """Write and sync a temporary of a fresh name; on any error it is gone again."""
     try:
         descriptor = ops.create(path, mode)  # a signal may arrive as it returns
