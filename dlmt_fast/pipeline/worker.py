@@ -253,7 +253,8 @@ def encrypt_shard(
                 advance(1, refused=1)
                 continue
             plan = plans.of(item.images)
-            images, limits = encrypt(item.images, plan, threads=threads, return_bounds=True)
+            over = item.images if item.spare and plan.dtype == "uint8" else None
+            images, limits = encrypt(item.images, plan, over, threads=threads, return_bounds=True)
             outputs = [names[index] for index in item.indices]
             writer.write(range(position, position + len(images)), outputs, images, _labels(task, item))
             if any(outputs):

@@ -62,4 +62,7 @@ def _decode(sample: Encoded) -> Array | Refused:
 
 
 def _batch(pending: list[tuple[int, Array]]) -> Batch:
-    return Batch([index for index, _ in pending], np.stack([image for _, image in pending]))
+    """Images (C, H, W) of memory (H, W, C), one after the other in memory of the batch's own; alone stays there."""
+    images = [image.transpose(1, 2, 0) for _, image in pending]
+    together = (np.stack(images) if len(images) > 1 else images[0][None]).transpose(0, 3, 1, 2)
+    return Batch([index for index, _ in pending], together, spare=together.flags.writeable)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -95,7 +96,7 @@ class ParquetRows:
         labels: dict[int, int] = {}
         for item in decode_all(self._encoded(set(indices), labels), workers):
             if isinstance(item, Batch) and self.columns.label is not None:
-                yield Batch(item.indices, item.images, [labels.pop(index) for index in item.indices])
+                yield replace(item, labels=[labels.pop(index) for index in item.indices])
             else:
                 yield item
 
