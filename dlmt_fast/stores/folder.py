@@ -9,8 +9,9 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -30,6 +31,8 @@ from .walk import LinkedFolders
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
 _PROBERS = 2  # threads that read headers; more take longer (measured) and more memory, for the interpreter is the bound
 _PROBED = 32  # files a task
+_SYNCERS = 4  # threads of a writer: one waits for the disk most of the time
+_AHEAD, _AHEAD_BYTES = 2 * _SYNCERS, 16 << 20  # files that wait for them, at most
 
 
 class Options(NamedTuple):
@@ -190,13 +193,19 @@ class FolderSource(FolderImages):
 
 
 class FolderWriter:
-    """Writes one shard of a folder: temporaries first, then all renames, then the listing."""
+    """Writes one shard of a folder: temporaries first, then all renames, then the listing.
+
+    Temporaries are written, synced and digested in a few threads of the writer's own, since each waits for the disk;
+    `publish` waits for all of them before the first rename.
+    """
 
     def __init__(self, root: Path, store_id: str, shard: int, ops: FileOps = OS, listed: bool = True) -> None:
         self._root, self._store_id, self._shard, self._ops, self._listed = root, store_id, shard, ops, listed
-        self._files: dict[str, tuple[Path, int, str]] = {}
+        self._files: dict[str, _Written] = {}
         self._folders: set[Path] = {root}
         self._renamed: list[Path] = []
+        self._pool = ThreadPoolExecutor(_SYNCERS, "dlmt-write")
+        self._ahead: deque[_Written] = deque()  # those that may not be on disk yet
 
     def write(
         self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
@@ -210,27 +219,51 @@ class FolderWriter:
                 make_directories(final.parent, self._ops)
                 self._folders.add(final.parent)
             data = encode_png(image) if name.endswith(".png") else encode_npy(image)
+            self._wait_for_room(len(data))
             temporary = final.with_name(temporary_name(self._store_id, self._shard))
-            write_temporary(temporary, data, self._ops)
-            self._files[name] = (temporary, len(data), hashlib.sha256(data).hexdigest())
+            file = _Written(temporary, len(data), self._pool.submit(self._to_disk, temporary, data))
+            self._files[name] = file
+            self._ahead.append(file)
 
     def publish(self) -> Published:
-        for name, (temporary, _, _) in self._files.items():
-            self._ops.rename(temporary, self._root / name)
+        digests = {name: file.sha256.result() for name, file in self._files.items()}
+        self._pool.shutdown()
+        for name, file in self._files.items():
+            self._ops.rename(file.temporary, self._root / name)
             self._renamed.append(self._root / name)
         for folder in sorted(self._folders):
             self._ops.fsync_directory(folder)
-        listing = encode_listing(Listed(digest, size, name) for name, (_, size, digest) in self._files.items())
+        listing = encode_listing(Listed(digests[name], file.size, name) for name, file in self._files.items())
         if self._listed:
             self._renamed.append(self._root / listing_name(self._shard))
             publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
         digest = hashlib.sha256(listing).hexdigest()
         return Published(
-            listing_name(self._shard), len(self._files), sum(size for _, size, _ in self._files.values()), digest
+            listing_name(self._shard), len(self._files), sum(file.size for file in self._files.values()), digest
         )
 
     def abort(self) -> None:
-        remove_all([temporary for temporary, _, _ in self._files.values()] + self._renamed, self._ops)
+        self._pool.shutdown(cancel_futures=True)
+        remove_all([file.temporary for file in self._files.values()] + self._renamed, self._ops)
+
+    def _to_disk(self, temporary: Path, data: bytes | bytearray) -> str:
+        write_temporary(temporary, data, self._ops)
+        return hashlib.sha256(data).hexdigest()
+
+    def _wait_for_room(self, size: int) -> None:
+        """Wait until what is on its way to the disk leaves room in memory for `size` bytes more."""
+        while self._ahead and (
+            len(self._ahead) >= _AHEAD or sum(file.size for file in self._ahead) + size > _AHEAD_BYTES
+        ):
+            self._ahead.popleft().sha256.result()
+
+
+class _Written(NamedTuple):
+    """A file under its temporary name, and its SHA-256 once it is on disk."""
+
+    temporary: Path
+    size: int
+    sha256: Future[str]
 
 
 def _check_name(path: str) -> None:
