@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 
 from ..errors import ImageError
 from .contract import Array, Batch, Refused
+from .threads import in_order, threads
 
 _BATCH_BYTES = 4 << 20
 
@@ -31,7 +30,8 @@ def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Ref
     """
     pending: list[tuple[int, Array]] = []
     size = 0
-    for index, result in _in_threads(samples, max(1, workers)):
+    workers = max(1, workers)
+    for index, result in in_order(threads("decode", workers), _decode, samples, 4 * workers):
         if isinstance(result, Refused):
             yield result
             continue
@@ -44,21 +44,11 @@ def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Ref
         yield _batch(pending)
 
 
-def _in_threads(samples: Iterator[Encoded], workers: int) -> Iterator[tuple[int, Array | Refused]]:
-    with ThreadPoolExecutor(workers, "dlmt-decode") as pool:
-        ahead = [(sample.index, pool.submit(_decode, sample)) for sample in islice(samples, 4 * workers)]
-        while ahead:
-            index, future = ahead.pop(0)
-            result = future.result()
-            ahead += [(sample.index, pool.submit(_decode, sample)) for sample in islice(samples, 1)]
-            yield index, result
-
-
-def _decode(sample: Encoded) -> Array | Refused:
+def _decode(sample: Encoded) -> tuple[int, Array | Refused]:
     try:
-        return sample.decode()
+        return sample.index, sample.decode()
     except ImageError as error:
-        return Refused(sample.index, sample.path, str(error))
+        return sample.index, Refused(sample.index, sample.path, str(error))
 
 
 def _batch(pending: list[tuple[int, Array]]) -> Batch:

@@ -11,9 +11,8 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,12 +25,13 @@ from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary
 from .stamps import Stamps
+from .threads import in_order, threads
 from .walk import LinkedFolders
 
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
 _PROBERS = 2  # threads that read headers; more take longer (measured) and more memory, for the interpreter is the bound
 _PROBED = 32  # files a task
-_SYNCERS = 4  # threads of a writer: one waits for the disk most of the time
+_SYNCERS = 4  # threads that write: each waits for the disk most of the time
 _AHEAD, _AHEAD_BYTES = 2 * _SYNCERS, 16 << 20  # files that wait for them, at most
 
 
@@ -142,16 +142,13 @@ class FolderSource(FolderImages):
     def survey(self) -> Survey:
         """The shapes of all images, from their headers; several are read at once, and none is kept."""
         survey = Survey()
-        with ThreadPoolExecutor(_PROBERS, "dlmt-probe") as pool:
-            starts = iter(range(0, len(self), _PROBED))
-            ahead = [pool.submit(self._probe, start) for start in islice(starts, 2 * _PROBERS)]
-            while ahead:
-                for result in ahead.pop(0).result():
-                    if isinstance(result, Refused):
-                        survey.refused.append(result)
-                    else:
-                        survey.add(*result)
-                ahead += [pool.submit(self._probe, start) for start in islice(starts, 1)]
+        starts = range(0, len(self), _PROBED)
+        for found in in_order(threads("read", _PROBERS), self._probe, starts, 2 * _PROBERS):
+            for result in found:
+                if isinstance(result, Refused):
+                    survey.refused.append(result)
+                else:
+                    survey.add(*result)
         return survey
 
     def _probe(self, start: int) -> list[tuple[Shape, str] | Refused]:
@@ -195,24 +192,24 @@ class FolderSource(FolderImages):
 class FolderWriter:
     """Writes one shard of a folder: temporaries first, then all renames, then the listing.
 
-    Temporaries are written, synced and digested in a few threads of the writer's own, since each waits for the disk;
-    `publish` waits for all of them before the first rename.
+    Temporaries are written, synced and digested in a few threads, since each waits for the disk; `publish` waits for
+    all of them before the first rename.
     """
 
     def __init__(self, root: Path, store_id: str, shard: int, ops: FileOps = OS, listed: bool = True) -> None:
         self._root, self._store_id, self._shard, self._ops, self._listed = root, store_id, shard, ops, listed
-        self._files: dict[str, _Written] = {}
+        self._temporaries: dict[str, Path] = {}
+        self._listing: list[Listed] = []  # of those that are on disk
+        self._ahead: deque[tuple[Future[Listed], int]] = deque()  # those that may not be yet, with their sizes
         self._folders: set[Path] = {root}
         self._renamed: list[Path] = []
-        self._pool = ThreadPoolExecutor(_SYNCERS, "dlmt-write")
-        self._ahead: deque[_Written] = deque()  # those that may not be on disk yet
 
     def write(
         self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
     ) -> None:
         """Encode each image to a temporary beside its final place. `names` are relative, with the right suffix."""
         for name, image in zip(names, images, strict=True):
-            if name in self._files:
+            if name in self._temporaries:
                 raise StoreError(f"two samples would be written as {name}; --names hash keeps them apart")
             final = self._root / name
             if final.parent not in self._folders:
@@ -220,50 +217,40 @@ class FolderWriter:
                 self._folders.add(final.parent)
             data = encode_png(image) if name.endswith(".png") else encode_npy(image)
             self._wait_for_room(len(data))
-            temporary = final.with_name(temporary_name(self._store_id, self._shard))
-            file = _Written(temporary, len(data), self._pool.submit(self._to_disk, temporary, data))
-            self._files[name] = file
-            self._ahead.append(file)
+            self._temporaries[name] = final.with_name(temporary_name(self._store_id, self._shard))
+            self._ahead.append((threads("write", _SYNCERS).submit(self._to_disk, name, data), len(data)))
 
     def publish(self) -> Published:
-        digests = {name: file.sha256.result() for name, file in self._files.items()}
-        self._pool.shutdown()
-        for name, file in self._files.items():
-            self._ops.rename(file.temporary, self._root / name)
+        while self._ahead:
+            self._wait_for_one()
+        for name, temporary in self._temporaries.items():
+            self._ops.rename(temporary, self._root / name)
             self._renamed.append(self._root / name)
         for folder in sorted(self._folders):
             self._ops.fsync_directory(folder)
-        listing = encode_listing(Listed(digests[name], file.size, name) for name, file in self._files.items())
+        listing = encode_listing(self._listing)
         if self._listed:
             self._renamed.append(self._root / listing_name(self._shard))
             publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
-        digest = hashlib.sha256(listing).hexdigest()
-        return Published(
-            listing_name(self._shard), len(self._files), sum(file.size for file in self._files.values()), digest
-        )
+        digest, size = hashlib.sha256(listing).hexdigest(), sum(entry.size for entry in self._listing)
+        return Published(listing_name(self._shard), len(self._listing), size, digest)
 
     def abort(self) -> None:
-        self._pool.shutdown(cancel_futures=True)
-        remove_all([file.temporary for file in self._files.values()] + self._renamed, self._ops)
+        wait([future for future, _ in self._ahead if not future.cancel()])
+        remove_all([*self._temporaries.values(), *self._renamed], self._ops)
 
-    def _to_disk(self, temporary: Path, data: bytes | bytearray) -> str:
-        write_temporary(temporary, data, self._ops)
-        return hashlib.sha256(data).hexdigest()
+    def _to_disk(self, name: str, data: bytes | bytearray) -> Listed:
+        write_temporary(self._temporaries[name], data, self._ops)
+        return Listed(hashlib.sha256(data).hexdigest(), len(data), name)
 
     def _wait_for_room(self, size: int) -> None:
         """Wait until what is on its way to the disk leaves room in memory for `size` bytes more."""
-        while self._ahead and (
-            len(self._ahead) >= _AHEAD or sum(file.size for file in self._ahead) + size > _AHEAD_BYTES
-        ):
-            self._ahead.popleft().sha256.result()
+        while self._ahead and (len(self._ahead) >= _AHEAD or sum(n for _, n in self._ahead) + size > _AHEAD_BYTES):
+            self._wait_for_one()
 
-
-class _Written(NamedTuple):
-    """A file under its temporary name, and its SHA-256 once it is on disk."""
-
-    temporary: Path
-    size: int
-    sha256: Future[str]
+    def _wait_for_one(self) -> None:
+        self._listing.append(self._ahead[0][0].result())  # one that failed stays, for `abort`
+        self._ahead.popleft()
 
 
 def _check_name(path: str) -> None:
