@@ -40,6 +40,7 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.on_device": "functional",
     "dlmt_fast.direct": "functional",
     "dlmt_fast.functional": "functional",
+    "dlmt_fast.gpu_batches": "functional",
     "dlmt_fast.traced": "functional",
     "dlmt_fast.torch_ops": "torch_ops",
     "dlmt_fast.checking": "checking",

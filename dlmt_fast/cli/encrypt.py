@@ -52,6 +52,9 @@ def encrypt(
     address: Annotated[
         str | None, typer.Option(help="Of the Ray cluster [default: RAY_ADDRESS, or one on this machine].")
     ] = None,
+    device: Annotated[
+        str, typer.Option(help="Where images are transformed: cpu, cuda, or cuda:N; the store is the same.")
+    ] = "cpu",
     from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC, where that does not tell.")] = None,
     to_kind: Annotated[str | None, typer.Option("--to", help="The kind of DST [default: that of SRC].")] = None,
     owner: Owner = None,
@@ -85,6 +88,7 @@ def encrypt(
         workers=cpus() if workers is None and engine == "local" else workers,
         engine=engine,
         address=address,
+        device=device,
         slice=Slice.parse(shard),
     )
     if normalize.startswith("minmax"):

@@ -25,7 +25,7 @@ from .ray_engine import check_ray
 from .slices import Slice
 from .sources import keep_sources
 from .summary import Progress, Summary, counter, no_progress
-from .worker import ShardResult, Task
+from .worker import ShardResult, Task, transform_on
 
 _SHOWN = 20  # classes that the summary names
 
@@ -64,9 +64,11 @@ def encrypt_store(
 
     Raises:
         StoreError: among others, `resume` with other inputs, options or key; the message says what differs.
+        BackendError: the device of the options cannot be used here.
         DlmtError, OSError: whatever else is wrong.
     """
     options, started = options or JobOptions(), time.perf_counter()
+    transform_on(options.device, None)  # before anything is read or written
     if options.engine == "ray":
         check_ray()
         source_path, target_path = source_path.absolute(), target_path.absolute()  # tasks run in other folders

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,8 @@ class JobOptions:
             None for what suits the cluster.
         engine: "local" (processes of this machine) or "ray".
         address: of a Ray cluster; see `ray_engine.run_on_ray`.
+        device: "cpu", or "cuda" or "cuda:1": where images are transformed; the store's bytes do not depend on it. Each
+            worker process has memory of its own on a GPU, some hundred megabytes beside the batches.
         slice: which of the job's shards this call does; the last slice to end finishes the store.
     """
 
@@ -58,6 +61,7 @@ class JobOptions:
     workers: int | None = 1
     engine: str = "local"
     address: str | None = None
+    device: str = "cpu"
     slice: Slice = WHOLE
 
     def __post_init__(self) -> None:
@@ -85,6 +89,12 @@ class JobOptions:
         _one_of("engine", self.engine, ("local", "ray"))
         if self.address is not None and self.engine != "ray":
             raise ParameterError("address is that of a Ray cluster: it goes with engine ray")
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
+            raise ParameterError(f"device must be cpu, cuda, or cuda:N for one of several, got {self.device!r}")
+        if self.device != "cpu" and self.engine == "ray":
+            raise ParameterError(
+                f"device {self.device} goes with the engine local: Ray gives its tasks no GPU unless they ask for one"
+            )
         if self.workers is None and self.engine != "ray":
             raise ParameterError("workers must be a number; only the engine ray finds one itself")
         if self.workers is not None and self.workers < 1:
