@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DlmtError, StoreError
+from .arenas import few_arenas
 from .owner import OwnerFolder
 from .seal import StoreSeal
 from .summary import Advance, Tally
@@ -157,6 +158,7 @@ def _bury(worker: _Worker, task: Task, job: JobContext, owner: OwnerFolder, deat
 def _serve(pipe: connection.Connection, job: JobContext, owner: Path, lock: _Lock) -> None:
     """A worker: does tasks until the pipe ends. Ctrl-C is the parent's to handle; its end is this process's too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    few_arenas()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     work = ShardWork(job, Entries(OwnerFolder(owner, StoreSeal(job.key, job.store_id), job.ops)))
 
