@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -44,7 +45,11 @@ _CHECKED = 24  # files
 
 @dataclass(frozen=True)
 class Result:
-    """Seconds of whole processes, one a round, for one contender and workload; `ratio` is relative to `of`."""
+    """Seconds of whole processes, one a round, for one contender and workload.
+
+    `ratio`, of wall time, and `cpu_ratio`, of processor time, are relative to `of`: medians over rounds, each of what
+    ran one after the other. Where others use the machine, processor time is the steadier of the two.
+    """
 
     workload: str
     images: int
@@ -55,8 +60,10 @@ class Result:
     p20_s: float
     p80_s: float
     ratio: float
+    cpu_ratio: float
     of: str
     samples_s: list[float]
+    cpu_s: list[float]
 
 
 class Folder:
@@ -89,16 +96,16 @@ class Folder:
         ours = [os.fspath(HERE / "stores_one.py"), "{target}", os.fspath(self.place / "owner"), str(self.workers)]
         return {OURS: [*ours, str(self.shard)], WITHOUT: [*ours, str(self.shard), IDENTITY], **scripts}
 
-    def run(self, contender: str, source: Path, *more: str) -> float:
-        """Seconds of the process. The target is new, and stays until the next run."""
+    def run(self, contender: str, source: Path, *more: str) -> tuple[float, float]:
+        """Seconds of the process, and of processors for it and its workers. The target stays until the next run."""
         target = self.place / "target"
         for made in (target, self.place / "owner"):
             shutil.rmtree(made, ignore_errors=True)
         program, *words = (word.format(target=target) for word in self.contenders()[contender])
         command = [sys.executable, program, os.fspath(source), *words, *more]
-        start = time.perf_counter()
+        start, used = time.perf_counter(), processor_seconds()
         subprocess.run(command, check=True, stdout=subprocess.PIPE)
-        return time.perf_counter() - start
+        return time.perf_counter() - start, processor_seconds() - used
 
     def check(self) -> None:
         """Refuse to time contenders that do not write the same pixels, the one without the transform the source's."""
@@ -121,32 +128,40 @@ class Folder:
 
     def measure(self, rounds: int, script_rounds: int, tell: Callable[[str], None]) -> list[Result]:
         """In each round every contender once; the script's take part in the first `script_rounds` only."""
-        samples: dict[str, list[float]] = {name: [] for name in self.contenders()}
+        samples: dict[str, list[tuple[float, float]]] = {name: [] for name in self.contenders()}
         for number in range(rounds):
             for contender in self.contenders():
                 if contender not in SCRIPTS or number < script_rounds:
                     samples[contender].append(self.run(contender, self.source))
-                    tell(f"{self.name} {number} {contender}: {samples[contender][-1]:.2f} s")
+                    tell(f"{self.name} {number} {contender}: {samples[contender][-1][0]:.2f} s")
         return [self._result(contender, samples) for contender in samples]
 
-    def _result(self, contender: str, samples: dict[str, list[float]]) -> Result:
-        """Ratios are medians over rounds: each divides what ran one after the other."""
-        here, ours = samples[contender], samples[OURS]
+    def _result(self, contender: str, samples: dict[str, list[tuple[float, float]]]) -> Result:
+        here = samples[contender]
         if contender == OURS:
-            ratios = [without / own for own, without in zip(ours, samples[WITHOUT], strict=True)]
+            of, pairs = "the speed without the transform", zip(samples[WITHOUT], here, strict=True)
         else:
-            ratios = [other / own for own, other in zip(ours, here, strict=False)]
+            of, pairs = "the seconds of ours", zip(here, samples[OURS], strict=False)
+        walls, processors = zip(*((a / c, b / d) for (a, b), (c, d) in pairs), strict=True)
         return Result(
             self.name,
             self.count,
             self.count * self.side**2 / 1e6,
             self.workers,
             contender,
-            *quantiles(here),
-            statistics.median(ratios),
-            "the speed without the transform" if contender == OURS else "the seconds of ours",
-            here,
+            *quantiles([wall for wall, _ in here]),
+            statistics.median(walls),
+            statistics.median(processors),
+            of,
+            [wall for wall, _ in here],
+            [processor for _, processor in here],
         )
+
+
+def processor_seconds() -> float:
+    """User and system, of all processes that this one started and that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def pixels_of(paths: Iterable[Path]) -> np.ndarray:
@@ -177,7 +192,17 @@ def fashion_mnist(place: Path, workers: int, rounds: int) -> Result:
     if not np.array_equal(np.concatenate([item.images for item in read(target)]), dlmt.encrypt(images, plan)):
         raise SystemExit("the IDX file holds other values than encrypt gives")
     return Result(
-        "idx-fashion-mnist", 60_000, 60_000 * 784 / 1e6, workers, OURS, *quantiles(samples), 1.0, "itself", samples
+        "idx-fashion-mnist",
+        60_000,
+        60_000 * 784 / 1e6,
+        workers,
+        OURS,
+        *quantiles(samples),
+        1.0,
+        1.0,
+        "itself",
+        samples,
+        [],
     )
 
 
@@ -194,14 +219,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--script-rounds", type=int, default=2)
     parser.add_argument("--workers", type=int, default=machine.describe()["cpus"])
-    parser.add_argument("--count", type=int, help="images a folder, for a quick look")
+    parser.add_argument("--share", type=float, default=1.0, help="of the images, for a quick look")
     given = parser.parse_args()
     if given.output.exists():
         sys.exit(f"{given.output} exists; results are never mixed with older ones")
     given.data.mkdir(parents=True, exist_ok=True)
     facts = machine.describe()
     cells = [
-        Folder(name, given.data, given.count or COUNTS[CELLS[name][1]], given.workers) for name in given.cell or CELLS
+        Folder(name, given.data, max(_CHECKED, int(COUNTS[CELLS[name][1]] * given.share)), given.workers)
+        for name in given.cell or CELLS
     ]
     with ProcessPoolExecutor(given.workers) as pool:
         list(pool.map(Folder.make, cells))
@@ -215,7 +241,8 @@ def main() -> None:
         for row in rows:
             file.write(json.dumps(asdict(row) | {"machine": facts}) + "\n")
     for row in rows:
-        print(f"{row.workload:18} {row.contender:32} {row.median_s:7.2f} s  {row.ratio:5.2f} {row.of}")
+        ratios = f"{row.ratio:5.2f} (processors {row.cpu_ratio:5.2f}) {row.of}"
+        print(f"{row.workload:18} {row.contender:32} {row.median_s:7.2f} s  {ratios}")
 
 
 if __name__ == "__main__":
