@@ -20,7 +20,9 @@ import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -224,7 +226,7 @@ def main() -> None:
     if given.output.exists():
         sys.exit(f"{given.output} exists; results are never mixed with older ones")
     given.data.mkdir(parents=True, exist_ok=True)
-    facts = machine.describe()
+    facts = machine.describe() | {name: version(name) for name in ("pillow", "simplejpeg", "isal")}
     cells = [
         Folder(name, given.data, max(_CHECKED, int(COUNTS[CELLS[name][1]] * given.share)), given.workers)
         for name in given.cell or CELLS
@@ -234,15 +236,19 @@ def main() -> None:
     for cell in cells:
         cell.make()
         cell.check()
-    rows = [fashion_mnist(given.data, given.workers, given.rounds)] if IDX.exists() else []
+    keep(given.output, [fashion_mnist(given.data, given.workers, given.rounds)] if IDX.exists() else [], facts)
     for cell in cells:
-        rows += cell.measure(given.rounds, given.script_rounds, lambda text: print(text, file=sys.stderr, flush=True))
-    with open(given.output, "x", encoding="utf-8") as file:
+        rows = cell.measure(given.rounds, given.script_rounds, lambda text: print(text, file=sys.stderr, flush=True))
+        keep(given.output, rows, facts)
+
+
+def keep(output: Path, rows: list[Result], facts: dict[str, Any]) -> None:
+    """Append rows to the results, and show them."""
+    with open(output, "a", encoding="utf-8") as file:
         for row in rows:
             file.write(json.dumps(asdict(row) | {"machine": facts}) + "\n")
-    for row in rows:
-        ratios = f"{row.ratio:5.2f} (processors {row.cpu_ratio:5.2f}) {row.of}"
-        print(f"{row.workload:18} {row.contender:32} {row.median_s:7.2f} s  {ratios}")
+            ratios = f"{row.ratio:5.2f} (processors {row.cpu_ratio:5.2f}) {row.of}"
+            print(f"{row.workload:18} {row.contender:32} {row.median_s:7.2f} s  {ratios}", flush=True)
 
 
 if __name__ == "__main__":
