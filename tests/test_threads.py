@@ -11,7 +11,8 @@ import time
 import pytest
 
 from dlmt_fast.pipeline.arenas import few_arenas
-from dlmt_fast.stores.threads import in_order, threads
+from dlmt_fast.stores.batching import in_threads
+from dlmt_fast.stores.threads import kept_threads
 
 
 def test_results_come_in_order_and_few_are_taken_ahead() -> None:
@@ -27,7 +28,7 @@ def test_results_come_in_order_and_few_are_taken_ahead() -> None:
             assert len(taken) - given <= 5 + 1  # one more, as its result is handed out
             yield item
 
-    for expected, result in enumerate(in_order(threads("test", 3), work, items(), 5)):  # type: ignore[arg-type]
+    for expected, result in enumerate(in_threads(work, items(), 3, 5)):  # type: ignore[arg-type]
         assert result == -expected
         given += 1
     assert given == 50
@@ -48,7 +49,7 @@ def test_nothing_works_on_after_the_end(fails: bool) -> None:
             raise OSError("the disk is gone")
         return item
 
-    results = in_order(threads("test", 4), work, range(100), 8)
+    results = in_threads(work, range(100), 4, 8)
     if fails:
         with pytest.raises(OSError, match="the disk is gone"):
             list(results)
@@ -59,20 +60,20 @@ def test_nothing_works_on_after_the_end(fails: bool) -> None:
 
 
 def test_they_are_kept() -> None:
-    assert threads("test", 2) is threads("test", 2)
-    assert threads("test", 2) is not threads("test", 3)
-    assert threads("test", 2) is not threads("other", 2)
+    assert kept_threads("test", 2) is kept_threads("test", 2)
+    assert kept_threads("test", 2) is not kept_threads("test", 3)
+    assert kept_threads("test", 2) is not kept_threads("other", 2)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_process_has_its_own() -> None:
     program = """if True:
         import os
-        from dlmt_fast.stores.threads import threads
-        assert threads("test", 2).submit(int, 1).result() == 1
+        from dlmt_fast.stores.threads import kept_threads
+        assert kept_threads("test", 2).submit(int, 1).result() == 1
         child = os.fork()
         if not child:
-            os._exit(threads("test", 2).submit(int, 7).result(timeout=20))
+            os._exit(kept_threads("test", 2).submit(int, 7).result(timeout=20))
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
     """
     command = [sys.executable, "-W", "ignore::DeprecationWarning", "-P", "-c", program]  # of forks with threads

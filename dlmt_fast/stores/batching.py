@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import ImageError
 from .contract import Array, Batch, Refused
-from .threads import in_order, threads
+from .threads import kept_threads
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+FETCHERS = 12  # threads that wait for remote files: there the time of an answer is the bound, not the CPU
+WAITING = "dlmt-fetch"  # what the names of these threads begin with
 _BATCH_BYTES = 4 << 20
 
 
@@ -29,9 +38,8 @@ def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Ref
     Runs of images of one shape come as batches; what cannot be decoded is refused in its place.
     """
     pending: list[tuple[int, Array]] = []
-    size = 0
-    workers = max(1, workers)
-    for index, result in in_order(threads("decode", workers), _decode, samples, 4 * workers):
+    size, threads = 0, max(1, workers)
+    for index, result in in_threads(_decode, samples, threads, 4 * threads):
         if isinstance(result, Refused):
             yield result
             continue
@@ -42,6 +50,38 @@ def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Ref
         size += result.nbytes
     if pending:
         yield _batch(pending)
+
+
+def fetched_ahead(fetch: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """What `fetch` gives for each item, in order; `FETCHERS` at most are under way or wait for their turn."""
+    return in_threads(fetch, items, FETCHERS, FETCHERS, patient=False)
+
+
+def in_threads(
+    work: Callable[[T], R], items: Iterable[T], threads: int, most: int, patient: bool = True
+) -> Iterator[R]:
+    """The result of each item in order; `most` are worked on or wait for their turn.
+
+    Args:
+        patient: when it is interrupted or closed, wait until nothing is worked on; a server may let that take long.
+    """
+    left, ahead = iter(items), deque[Future[R]]()
+    pool = kept_threads("decode", threads) if patient else ThreadPoolExecutor(threads, WAITING)
+    waits = True
+    try:
+        ahead.extend(pool.submit(work, item) for item in islice(left, most))
+        while ahead:
+            result = ahead.popleft().result()
+            ahead.extend(pool.submit(work, item) for item in islice(left, 1))
+            yield result
+    except BaseException as error:
+        waits = patient or isinstance(error, Exception)
+        raise
+    finally:
+        if patient:
+            wait([future for future in ahead if not future.cancel()])
+        else:
+            pool.shutdown(waits, cancel_futures=True)
 
 
 def _decode(sample: Encoded) -> tuple[int, Array | Refused]:

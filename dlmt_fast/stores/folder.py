@@ -13,20 +13,23 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..errors import ImageError, StoreError
-from .batching import Encoded, decode_all
+from .batching import FETCHERS, Encoded, decode_all, fetched_ahead, in_threads
 from .contract import Array, Batch, FileStamp, Published, Refused, Shape, ShardSpec, Survey
-from .decode import SUFFIXES, decode, probe
+from .decode import SUFFIXES, decode, decode_bytes, probe
 from .listing import Listed, encode_listing, listing_name
+from .location import is_remote
 from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary
+from .reading import read_file
+from .remote import files_below
 from .stamps import Stamps
-from .threads import in_order, threads
-from .walk import LinkedFolders
+from .threads import kept_threads
+from .walk import LinkedFolders, exists, hidden_part, is_folder
 
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
 _PROBERS = 2  # threads that read headers; more take longer (measured) and more memory, for the interpreter is the bound
@@ -60,8 +63,19 @@ class FolderImages:
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """Decode in `workers` threads, in the order of `indices`."""
+        if is_remote(self.root):
+            return decode_all(fetched_ahead(self._fetched, indices), workers)
         samples = (Encoded(i, self._by_index[i].path, partial(self._decode, self._by_index[i])) for i in indices)
         return decode_all(samples, workers)
+
+    def _fetched(self, index: int) -> Encoded:
+        stamp = self._by_index[index]
+        data = read_file(self.root / stamp.path, stamp) if _named_as_image(stamp.path) else b""
+        return Encoded(index, stamp.path, partial(self._decode_bytes, stamp, data))
+
+    def _decode_bytes(self, stamp: FileStamp, data: bytes) -> Array:
+        _check_name(stamp.path)
+        return decode_bytes(data, self.options.channels, self.options.size, self.options.fit)
 
     def _decode(self, stamp: FileStamp) -> Array:
         _check_name(stamp.path)
@@ -81,12 +95,15 @@ class FolderSource(FolderImages):
     single = own_names = False
 
     def __init__(self, root: Path, options: Options | None = None, shard_size: int = SHARD_SIZE) -> None:
-        if not root.is_dir():
-            raise StoreError(f"{root} is not a folder" if root.exists() else f"{root} does not exist")
+        if not is_folder(root):
+            raise StoreError(f"{root} is not a folder" if exists(root) else f"{root} does not exist")
         self.root, self.options, self._shard_size = root, options or Options(), shard_size
         self.hidden = self.ignored = 0
-        self._links = LinkedFolders(root)
-        self._stamps = Stamps(self._scan(str(root), ""))
+        if is_remote(root):
+            self._stamps = Stamps(self._listed())
+        else:
+            self._links = LinkedFolders(root)
+            self._stamps = Stamps(self._scan(str(root), ""))
         if not self._stamps:
             raise StoreError(f"{root} holds no files to read")
         super().__init__(root, self.options, self._stamps)
@@ -142,9 +159,10 @@ class FolderSource(FolderImages):
     def survey(self) -> Survey:
         """The shapes of all images, from their headers; several are read at once, and none is kept."""
         survey = Survey()
-        starts = range(0, len(self), _PROBED)
-        for found in in_order(threads("read", _PROBERS), self._probe, starts, 2 * _PROBERS):
-            for result in found:
+        remote, starts = is_remote(self.root), range(0, len(self), _PROBED)
+        threads = FETCHERS if remote else _PROBERS
+        for results in in_threads(self._probe, starts, threads, 2 * threads, patient=not remote):
+            for result in results:
                 if isinstance(result, Refused):
                     survey.refused.append(result)
                 else:
@@ -157,12 +175,23 @@ class FolderSource(FolderImages):
         for index, stamp in enumerate(self._stamps.part(range(start, min(start + _PROBED, len(self)))), start):
             try:
                 _check_name(stamp.path)
-                shape = probe(self.root / stamp.path, self.options.channels)
+                shape = probe(self.root / stamp.path, self.options.channels, stamp)
             except ImageError as error:
                 found.append(Refused(index, stamp.path, str(error)))
                 continue
             found.append((shape if self.options.size is None else (shape[0], *self.options.size), stamp.path))
         return found
+
+    def _listed(self) -> Iterator[FileStamp]:
+        """The files of a remote folder. A hidden folder counts as one, and its files come one after the other."""
+        last = ""
+        for found in files_below(self.root):
+            hidden = hidden_part(found.path)
+            if hidden:
+                self.hidden += hidden != last
+                last = hidden
+            elif self._taken(found.path):
+                yield FileStamp(found.path, found.size, found.state)
 
     def _scan(self, folder: str, above: str) -> Iterator[FileStamp]:
         with os.scandir(folder) as entries:
@@ -177,16 +206,21 @@ class FolderSource(FolderImages):
                     yield stamp
 
     def _stamp(self, entry: os.DirEntry[str], relative: str) -> FileStamp | None:
-        try:
-            relative.encode("utf-8")
-        except UnicodeEncodeError:
-            raise StoreError(f"the file name {relative!r} is not valid UTF-8; rename the file") from None
-        if any(fnmatch.fnmatchcase(relative, pattern) for pattern in self.options.ignore):
-            self.ignored += 1
+        if not self._taken(relative):
             return None
         if not entry.is_file():
             raise StoreError(f"{entry.path} is neither a file nor a folder that can be read")
         return FileStamp.of(self.root, relative)
+
+    def _taken(self, relative: str) -> bool:
+        """Whether a file is not to be ignored."""
+        try:
+            relative.encode("utf-8")
+        except UnicodeEncodeError:
+            raise StoreError(f"the file name {relative!r} is not valid UTF-8; rename the file") from None
+        ignored = any(fnmatch.fnmatchcase(relative, pattern) for pattern in self.options.ignore)
+        self.ignored += ignored
+        return not ignored
 
 
 class FolderWriter:
@@ -218,7 +252,7 @@ class FolderWriter:
             data = encode_png(image) if name.endswith(".png") else encode_npy(image)
             self._wait_for_room(len(data))
             self._temporaries[name] = final.with_name(temporary_name(self._store_id, self._shard))
-            self._ahead.append((threads("write", _SYNCERS).submit(self._to_disk, name, data), len(data)))
+            self._ahead.append((kept_threads("write", _SYNCERS).submit(self._to_disk, name, data), len(data)))
 
     def publish(self) -> Published:
         while self._ahead:
@@ -228,12 +262,16 @@ class FolderWriter:
             self._renamed.append(self._root / name)
         for folder in sorted(self._folders):
             self._ops.fsync_directory(folder)
-        listing = encode_listing(self._listing)
+        listing = encode_listing(self.listed())
         if self._listed:
             self._renamed.append(self._root / listing_name(self._shard))
             publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
         digest, size = hashlib.sha256(listing).hexdigest(), sum(entry.size for entry in self._listing)
         return Published(listing_name(self._shard), len(self._listing), size, digest)
+
+    def listed(self) -> Iterator[Listed]:
+        """The files of the published shard."""
+        return iter(self._listing)
 
     def abort(self) -> None:
         wait([future for future, _ in self._ahead if not future.cancel()])
@@ -253,6 +291,10 @@ class FolderWriter:
         self._ahead.popleft()
 
 
+def _named_as_image(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in SUFFIXES
+
+
 def _check_name(path: str) -> None:
-    if Path(path).suffix.lower() not in SUFFIXES:
+    if not _named_as_image(path):
         raise ImageError(f"its name does not end as an image's ({', '.join(sorted(SUFFIXES))}); --ignore skips it")

@@ -14,6 +14,9 @@ from typing import Any
 
 from ..canonical import parse_json
 from ..errors import DlmtError, StoreDamagedError, StoreError, missing
+from .contract import FileStamp
+from .location import is_remote
+from .reading import opened, size_of
 
 METADATA_KEY = b"huggingface"
 _READ_ROWS = 16  # rows that are in memory at once
@@ -110,19 +113,25 @@ def read_footer(path: Path) -> Footer:
         groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
         if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
             raise StoreDamagedError(f"{path} is damaged: its row groups do not have as many rows as it says")
-        if sum(groups) > path.stat().st_size:
+        if sum(groups) > size_of(path):
             raise StoreDamagedError(f"{path} is damaged: it claims {sum(groups)} rows, more than it has bytes")
         return Footer(_columns(file.schema_arrow, path), groups)
 
 
 def read_rows(
-    path: Path, columns: Columns, groups: Sequence[int], rows: range, names_only: bool = False
+    path: Path,
+    columns: Columns,
+    groups: Sequence[int],
+    rows: range,
+    names_only: bool = False,
+    stamp: FileStamp | None = None,
 ) -> Iterator[Row]:
     """The rows of some row groups, a few in memory at a time.
 
     Args:
         rows: the indices that they are given.
         names_only: leave images out, and read no byte of them.
+        stamp: see `reading.opened`.
 
     Raises:
         StoreDamagedError: the file is damaged, or has another number of rows there.
@@ -130,7 +139,7 @@ def read_rows(
     wanted = [columns.image] + ([columns.label] if columns.label else [])
     if names_only:
         wanted = ([f"{columns.image}.path"] if columns.paths else []) + ([columns.label] if columns.label else [])
-    with _opened(path) as file:
+    with _opened(path, stamp) as file:
         left = iter(rows)
         for batch in file.iter_batches(_READ_ROWS, list(groups), wanted, use_threads=False) if wanted else ():
             for values in zip(*_values(batch, columns, names_only), strict=True):
@@ -218,14 +227,18 @@ def _is_image_struct(kind: Any) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, stamp: FileStamp | None = None) -> Iterator[Any]:
     """The file, open; whatever pyarrow says of damaged content becomes a StoreDamagedError."""
     pa = library()
-    with open(path, "rb"):  # a missing file or permission is told as such
-        pass
+    source = opened(path, stamp)  # a missing file or permission is told as such
+    if not is_remote(path):
+        source.close()
     try:
         with pa.parquet.ParquetFile(
-            path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
+            source if is_remote(path) else path,
+            buffer_size=_BUFFER,
+            pre_buffer=False,
+            page_checksum_verification=True,
         ) as file:
             yield file
     except DlmtError:

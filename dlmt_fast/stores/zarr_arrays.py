@@ -7,8 +7,7 @@ as nothing tells a black image from a lost one.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,11 @@ from numpy.typing import NDArray
 from ..errors import DlmtError, StoreDamagedError, StoreError
 from .axes import image_shape, layout_of
 from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
+from .location import is_remote
 from .npy import encode_labels
+from .remote_errors import remote_errors
 from .runs import Runs, labels_beside
+from .walk import exists, files_under, is_file, stamp_of
 from .zarr_format import METADATA, library
 
 _SLICE_BYTES = 4 << 20
@@ -29,7 +31,7 @@ _MAX_CHUNK = 1 << 30
 
 def looks_like_zarr(path: Path) -> bool:
     """Whether a folder is a Zarr array or group, version 3."""
-    return (path / METADATA).is_file()
+    return is_file(path / METADATA)
 
 
 class ZarrSource:
@@ -39,13 +41,13 @@ class ZarrSource:
     named = in_folders = single = own_names = False
 
     def __init__(self, path: Path) -> None:
-        if not (path / METADATA).is_file():
-            what = "is no Zarr array or group of version 3" if path.exists() else "does not exist"
+        if not is_file(path / METADATA):
+            what = "is no Zarr array or group of version 3" if exists(path) else "does not exist"
             raise StoreError(f"{path} {what}")
         self.root = path
-        files = _files(path)
-        self._stamps = [FileStamp.of(path, name) for name in files]
-        self._arrays = _arrays(path, files)
+        files = files_under(path)
+        self._stamps = [stamp_of(path, name, files) for name in files]
+        self._arrays = _arrays(path, self._stamps)
         beside = {name: _labels_of(name) for name in self._arrays if _labels_of(name) in self._arrays}
         whole = {name: array for name, array in self._arrays.items() if name not in beside.values()}
         self.images = [name for name, array in whole.items() if len(array.shape) in (3, 4)]
@@ -147,11 +149,11 @@ class ZarrSource:
         if not indices:
             return
         shard, first = self._runs.find(indices[0])
-        for stamp in self._stamps:
-            if stamp.path.startswith(self.images[shard]):
-                stamp.check_unchanged(self.root)
         samples = range(indices[0] - first, indices[-1] + 1 - first)
         name = self.images[shard]
+        for stamp in () if is_remote(self.root) else self._stamps:  # of a remote file, no other content is asked for
+            if stamp.path.startswith(name):
+                stamp.check_unchanged(self.root)
         for start, images in read_slices(self._arrays[name], self.root / name, samples):
             yield Batch(range(first + start, first + start + len(images)), images)
 
@@ -181,25 +183,28 @@ def _labels_of(images: str) -> str:
     return parent + slash + labels_beside(name)
 
 
-def _files(folder: Path) -> list[str]:
-    """All files by relative POSIX path, sorted as bytes."""
-    found = []
-    for parent, _, names in os.walk(folder):
-        found += [Path(parent, name).relative_to(folder).as_posix() for name in names]
-    return sorted(found, key=os.fsencode)
-
-
-def _arrays(root: Path, files: Sequence[str]) -> dict[str, Any]:
+def _arrays(root: Path, stamps: Sequence[FileStamp]) -> dict[str, Any]:
     """The arrays of a hierarchy by name; that of `root` itself is called ""."""
-    found = {}
-    for file in files:
-        if file == METADATA or file.endswith(f"/{METADATA}"):
-            name = file.removesuffix(METADATA).removesuffix("/")
+    found, opening = {}, _opening(root, stamps)
+    for stamp in stamps:
+        if stamp.path == METADATA or stamp.path.endswith(f"/{METADATA}"):
+            name = stamp.path.removesuffix(METADATA).removesuffix("/")
             with _own_errors(root / name):
-                node = library().open(str(root / name), mode="r", zarr_format=3)
+                node = opening(name)
                 if isinstance(node, library().Array):
                     found[name] = node
     return found
+
+
+def _opening(root: Path, stamps: Sequence[FileStamp]) -> Callable[[str], Any]:
+    """What opens an array or group below `root` by its name."""
+    zarr = library()
+    if not is_remote(root):
+        return lambda name: zarr.open(str(root / name), mode="r", zarr_format=3)
+    from .zarr_remote import StampedStore
+
+    store = StampedStore(root, {stamp.path: stamp for stamp in stamps})
+    return lambda name: zarr.open(store, path=name, mode="r", zarr_format=3)
 
 
 def _refuse_missing(array: Any, path: Path, name: str, files: set[str]) -> None:
@@ -232,7 +237,8 @@ def _refuse_missing(array: Any, path: Path, name: str, files: set[str]) -> None:
 def _own_errors(path: Path) -> Iterator[None]:
     """Whatever zarr says of damaged content becomes a StoreDamagedError."""
     try:
-        yield
+        with remote_errors(path):
+            yield
     except (DlmtError, MemoryError):
         raise
     except Exception as error:  # codecs and metadata raise almost anything on damaged content
