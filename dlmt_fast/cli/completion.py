@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "network": ("auto", "fiveconv", "resnet18"),
     "augment": ("none", "crop", "crop-flip"),
     "device": ("auto", "cpu", "cuda"),
+    "transform_device": ("cpu", "cuda"),
 }
 
 

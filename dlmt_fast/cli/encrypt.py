@@ -55,6 +55,9 @@ def encrypt(
     address: Annotated[
         str | None, typer.Option(help="Of the Ray cluster [default: RAY_ADDRESS, or one on this machine].")
     ] = None,
+    transform_device: Annotated[
+        str, typer.Option("--device", help="Where images are transformed: cpu, cuda or cuda:N; the store is the same.")
+    ] = "cpu",
     from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC, where that does not tell.")] = None,
     to_kind: Annotated[str | None, typer.Option("--to", help="The kind of DST [default: that of SRC].")] = None,
     owner: Owner = None,
@@ -65,7 +68,9 @@ def encrypt(
 ) -> None:
     """Transform every image of SRC with the key into a new store DST."""
     from ..pipeline import JobOptions, Slice, encrypt_store, preview_encrypt
+    from ..pipeline.arenas import few_arenas
 
+    few_arenas()
     key = load_key(key_path, passphrase_file)
     scheme, folder = scheme_of(key, key_path), owner_of(key_path, owner)
     options = JobOptions(
@@ -88,6 +93,7 @@ def encrypt(
         workers=cpus() if workers is None and engine == "local" else workers,
         engine=engine,
         address=address,
+        device=transform_device,
         slice=Slice.parse(shard),
     )
     if normalize.startswith("minmax"):

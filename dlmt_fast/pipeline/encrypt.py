@@ -27,7 +27,7 @@ from .remote_storage import check_access, shard_files
 from .slices import Slice
 from .sources import keep_sources
 from .summary import Progress, Summary, counter, no_progress
-from .worker import ShardResult, Task
+from .worker import ShardResult, Task, transform_on
 
 _SHOWN = 20  # classes that the summary names
 _UNCONDITIONAL = (
@@ -72,9 +72,11 @@ def encrypt_store(
 
     Raises:
         StoreError: among others, `resume` with other inputs, options or key; the message says what differs.
+        BackendError: the device of the options cannot be used here.
         DlmtError, OSError: whatever else is wrong.
     """
     options, started = options or JobOptions(), time.perf_counter()
+    transform_on(options.device, None)  # before anything is read or written
     source_path, target_path = located(source), located(target)
     check_access(target_path)
     if options.engine == "ray":

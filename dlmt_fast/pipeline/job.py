@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import PIL
+import simplejpeg
 
 from .._version import __version__
 from ..canonical import canonical_json
@@ -21,8 +22,9 @@ from .options import JobOptions
 
 
 def versions() -> dict[str, str]:
-    """What a shard's bytes can depend on: this package, the decoder, the resizer."""
-    return {"dlmt-fast": __version__, "pillow": PIL.__version__, "numpy": np.__version__}
+    """What a shard's bytes can depend on: this package, the decoders (simplejpeg's is libjpeg-turbo), the resizer."""
+    decoders = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
+    return {"dlmt-fast": __version__, **decoders, "numpy": np.__version__}
 
 
 def library_versions(libraries: Sequence[str]) -> dict[str, str]:

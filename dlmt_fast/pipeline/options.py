@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,8 @@ class JobOptions:
         address: of a Ray cluster; see `ray_engine.run_on_ray`.
         segment_bytes: how much output of an array that goes to one .npy or IDX file a worker does at once, at least; it
             is what a killed job does again, and less than twice that at most.
+        device: "cpu", or "cuda" or "cuda:1": where images are transformed; the store's bytes do not depend on it. Each
+            worker process has memory of its own on a GPU, some hundred megabytes beside the batches.
         slice: which of the job's shards this call does; the last slice to end finishes the store.
     """
 
@@ -62,6 +65,7 @@ class JobOptions:
     engine: str = "local"
     address: str | None = None
     segment_bytes: int = SEGMENT_BYTES
+    device: str = "cpu"
     slice: Slice = WHOLE
 
     def __post_init__(self) -> None:
@@ -91,6 +95,12 @@ class JobOptions:
         _one_of("engine", self.engine, ("local", "ray"))
         if self.address is not None and self.engine != "ray":
             raise ParameterError("address is that of a Ray cluster: it goes with engine ray")
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
+            raise ParameterError(f"device must be cpu, cuda, or cuda:N for one of several, got {self.device!r}")
+        if self.device != "cpu" and self.engine == "ray":
+            raise ParameterError(
+                f"device {self.device} goes with the engine local: Ray gives its tasks no GPU unless they ask for one"
+            )
         if self.workers is None and self.engine != "ray":
             raise ParameterError("workers must be a number; only the engine ray finds one itself")
         if self.workers is not None and self.workers < 1:

@@ -10,10 +10,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from ..errors import StoreDamagedError, StoreError
 from ..functional import encrypt
+from ..gpu_batches import GpuBatches
 from ..keys import Key
 from ..schemes import DLMT, Plan
 from ..stores.contract import Array, Batch, Published, Reader, Refused, ShardSpec, ShardWriter
@@ -141,6 +142,28 @@ def planner(scheme: DLMT, key: Key, options: JobOptions) -> Callable[[tuple[int,
     return make
 
 
+#: From images (N, C, H, W), their plan, and whether a result may be written over them, to (result, bounds).
+Transform: TypeAlias = Callable[[Array, Plan, bool], tuple[Array, Array]]
+
+
+def transform_on(device: str, threads: int | None) -> Transform:
+    """What transforms batches: `encrypt` with so many threads, or a GPU.
+
+    Raises:
+        BackendError: the device cannot be used here.
+    """
+    if device != "cpu":
+        gpu = GpuBatches(device)
+        return lambda images, plan, spare: gpu.encrypt(images, plan)
+
+    def on_cpu(images: Array, plan: Plan, spare: bool) -> tuple[Array, Array]:
+        over = images if spare and plan.dtype == "uint8" else None
+        result: tuple[Array, Array] = encrypt(images, plan, over, threads=threads, return_bounds=True)
+        return result
+
+    return on_cpu
+
+
 class Entries:
     """Enters shards in the owner's folder, where they then count as done."""
 
@@ -207,12 +230,14 @@ class ShardWork:
 
     Raises:
         StoreError: this process has other versions than the job.
+        BackendError: the device of the options cannot be used in it.
     """
 
     def __init__(self, job: JobContext, entries: Entries | None) -> None:
         refuse_other_versions(job.versions)
         self._job, self._entries = job, entries
         self._plans = Plans(planner(job.scheme, job.key, job.options))
+        self._transform = transform_on(job.options.device, job.threads)
         self._seal = StoreSeal(job.key, job.store_id)
         self._objects = objects_at(job.target, job.conditional) if is_remote(job.target) else None
 
@@ -247,9 +272,8 @@ class ShardWork:
     ) -> tuple[Published, Mapping[str, Any], list[Refused]]:
         """`encrypt_shard` with what the job says; with `places` nothing becomes visible."""
         job, retire = self._job, self.retire if places is None else (lambda: None)
-        return encrypt_shard(
-            task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, retire, places
-        )
+        on_error, decoders = job.options.on_error, job.decoders
+        return encrypt_shard(task, self._plans, self._transform, writer, on_error, decoders, advance, retire, places)
 
     def retire(self) -> None:
         """Take away the manifest of a store that is being replaced, before the first shard is visible."""
@@ -276,10 +300,10 @@ def clear_shard(job: JobContext, task: Task) -> None:
 def encrypt_shard(
     task: Task,
     plans: Plans,
+    transform: Transform,
     writer: ShardWriter,
     on_error: str,
     decoders: int,
-    threads: int | None,
     advance: Advance,
     before_publish: Callable[[], None],
     places: range | None = None,
@@ -305,7 +329,7 @@ def encrypt_shard(
                 advance(1, refused=1)
                 continue
             plan = plans.of(item.images)
-            images, limits = encrypt(item.images, plan, threads=threads, return_bounds=True)
+            images, limits = transform(item.images, plan, item.spare)
             outputs = [names[index] for index in item.indices]
             writer.write(range(position, position + len(images)), outputs, images, _labels(task, item))
             if any(outputs):

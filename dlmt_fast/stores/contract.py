@@ -64,11 +64,15 @@ class Refused:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples of one shape: their indices in the source, uint8 images (N, C, H, W), and labels where it has them."""
+    """Samples of one shape: their indices in the source, uint8 images (N, C, H, W), and labels where it has them.
+
+    `spare`: nobody else has the images' memory, so a result may be written over them.
+    """
 
     indices: Sequence[int]
     images: NDArray[np.uint8]
     labels: Sequence[int] | None = None
+    spare: bool = False
 
 
 @dataclass

@@ -9,7 +9,6 @@ import gzip
 import io
 import re
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from isal import igzip, isal_zlib
 
 from ..errors import RemoteError, StoreDamagedError, StoreError
 from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
@@ -34,6 +34,7 @@ SLICE_BYTES = 1 << 20  # several times the cache of a core; larger ones cost mem
 _LABELS_HEADER = 8  # bytes
 _GZIP = b"\x1f\x8b"
 _GZIP_RATIO = 1040  # deflate cannot shrink further
+_Inflate: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # what its stubs call an instance
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def looks_like_idx(path: Path) -> bool:
             head = file.read(4)
     except RemoteError:
         raise
-    except (OSError, EOFError, zlib.error):
+    except (OSError, EOFError, _Inflate):
         return False
     return len(head) == 4 and head[:2] == b"\0\0" and head[2] in (8, 9, 11, 12, 13, 14) and 1 <= head[3] <= 4
 
@@ -77,7 +78,7 @@ def open_idx(path: Path) -> Iterator[IO[bytes]]:
         magic = raw.read(2)
         raw.seek(0)
         if magic == _GZIP:
-            with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
+            with igzip.IGzipFile(fileobj=raw, mode="rb") as unpacked:  # type: ignore[no-untyped-call]
                 yield io.BufferedReader(unpacked, 1 << 20)
         else:
             yield raw
@@ -87,7 +88,7 @@ def open_idx(path: Path) -> Iterator[IO[bytes]]:
 def _own_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, _Inflate, gzip.BadGzipFile) as error:
         raise StoreDamagedError(f"{path} is a damaged gzip file: {error}") from None
 
 

@@ -7,6 +7,7 @@ reads what another one does.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -92,7 +93,7 @@ class ParquetRows:
         labels: dict[int, int] = {}
         for item in decode_all(self._encoded(set(indices), labels), workers):
             if isinstance(item, Batch) and self.columns.label is not None:
-                yield Batch(item.indices, item.images, [labels.pop(index) for index in item.indices])
+                yield replace(item, labels=[labels.pop(index) for index in item.indices])
             else:
                 yield item
 

@@ -75,7 +75,7 @@ class ParquetWriter:
         fields = [pa.field("image", self._image)] + ([pa.field("label", pa.int64())] if labels else [])
         self._schema = pa.schema(fields)
         self._features = features(self._dtype == np.uint8, labels, classes)
-        self._rows: list[tuple[bytes, str | None, int | None]] = []
+        self._rows: list[tuple[bytes | bytearray, str | None, int | None]] = []
         self._group_bytes = self._count = 0
         self._renamed: Path | None = None
         self._file = StreamedFile(root / temporary_name(store_id, shard), ops)

@@ -67,7 +67,7 @@ def key_of(name: str) -> tuple[str, str]:
     return folder + slash + stem, field
 
 
-def _member(name: str, data: bytes) -> bytes:
+def _member(name: str, data: bytes | bytearray) -> bytes:
     info = tarfile.TarInfo(name)  # with no user, group and time
     info.size, info.mode = len(data), 0o644
     # PAX is plain ustar where that can hold the name
