@@ -43,6 +43,8 @@ def cut(file: ArrayFile, least: int) -> list[range]:
 
 def remove_parts(folder: Path, store_id: str, ops: FileOps = OS) -> None:
     """Remove the unfinished files of a job that gives up, or is done with them."""
+    if not folder.is_dir():  # a job that ended before it made it
+        return
     with os.scandir(folder) as entries:
         found = [
             Path(entry.path) for entry in entries if (name := _PARTS.fullmatch(entry.name)) and name[1] == store_id
