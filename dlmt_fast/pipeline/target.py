@@ -248,6 +248,12 @@ class Target:
             ) from None
 
 
+def marker_of(path: Path) -> Path | None:
+    """The marker of the job that runs or was stopped at a target, a folder or a file; None where there is none."""
+    places = (path / _MARKER, path.with_name(f".{path.name}{_MARKER}"))
+    return next((place for place in places if place.is_file()), None)
+
+
 def files_of(store: Path, manifest: Manifest) -> Iterator[str]:
     """The relative names of all files that a store's manifest and listings name."""
     root, form = store if store.is_dir() else store.parent, format_of(manifest.kind)
