@@ -40,6 +40,9 @@ def encrypt(
     names: Annotated[str, typer.Option(help="hash hides file names, keep keeps them.")] = "hash",
     classes: Annotated[str, typer.Option(help="keep or index: names of the first folder level.")] = "keep",
     ignore: Annotated[list[str] | None, typer.Option(help="Leave out files that match this glob; repeatable.")] = None,
+    duplicates: Annotated[
+        str | None, typer.Option(help="Look for equal images: report them, or drop all but the first.")
+    ] = None,
     on_error: Annotated[str, typer.Option(help="At a bad image: fail, or quarantine and go on.")] = "fail",
     workers: Annotated[int | None, typer.Option(help="Shards worked on at once [default: the CPUs].")] = None,
     shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
@@ -75,6 +78,7 @@ def encrypt(
         per_size=per_size,
         channels=channels,
         ignore=tuple(ignore or ()),
+        duplicates=duplicates,
         on_error=on_error,
         names=names,
         classes=classes,

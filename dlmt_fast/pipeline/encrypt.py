@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from ..keys import Key
@@ -13,6 +14,7 @@ from ..schemes import DLMT
 from ..stores.contract import Published, ShardSpec
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, remove_leftovers
+from .duplicates import dropped_of, find_duplicates
 from .engines import run_tasks
 from .finished import finished
 from .formats import Place
@@ -80,7 +82,7 @@ def encrypt_store(
     job.owner.prepare(job.target.path)
     with JobLocks(job.owner.root, options.slice) as locks:
         run = _Run(job, ops, locks)
-        run.start(summary)
+        run.start(summary, progress)
         try:
             run.work(progress)
             run.finish(summary)
@@ -106,7 +108,7 @@ class _Run:
         self._results: dict[int, ShardResult] = {}
         self._begun: dict[int, Task] = {}
 
-    def start(self, summary: Summary) -> None:
+    def start(self, summary: Summary, progress: Progress) -> None:
         """Begin the target, or take up what a stopped attempt or another slice left there."""
         job, target, owner = self._job, self._job.target, self._job.owner
         with self._locks.gate():
@@ -115,6 +117,8 @@ class _Run:
             if not self._slice.whole:
                 job.admit()
             owner.write_record(job.record)
+            if job.options.duplicates is not None:
+                self._look_for_duplicates(summary, progress)
             if not target.resumed:
                 self._begin()
                 return
@@ -218,6 +222,12 @@ class _Run:
             if result is not None:
                 self._results[shard.index] = result
 
+    def _look_for_duplicates(self, summary: Summary, progress: Progress) -> None:
+        found = find_duplicates(self._job, progress)
+        summary.duplicates = found.equal
+        where = f"; all are listed in {self._job.owner.root}/duplicates-*.json" if found.equal else ""
+        summary.notes.append(found.words + where)
+
     def _counted(self) -> str:
         return f"{len(self._shards)} shards" + ("" if self._slice.whole else f" of slice {self._slice}")
 
@@ -233,6 +243,8 @@ class _Run:
     def _tasks(self, shards: list[ShardSpec]) -> Iterator[Task]:
         """The work, entered in `_begun` when it is asked for."""
         for task in self._job.tasks(shards):
+            if self._job.options.duplicates == "drop":
+                task = replace(task, dropped=dropped_of(self._job.owner, task.shard.index))
             self._begun[task.shard.index] = task
             yield task
 

@@ -45,6 +45,16 @@ def check_dtype(form: StoredFormat, dtype: str) -> None:
     form.check(dtype)
 
 
+def check_duplicates(form: StoredFormat) -> None:
+    """Refuse to leave samples out of a kind that has a place for each.
+
+    Raises:
+        ParameterError: that.
+    """
+    if not form.named or form.joined:
+        raise ParameterError(f"an array has no gaps: --duplicates drop does not apply to {form.kind}; see report")
+
+
 def shard_name(
     form: StoredFormat, source: Source, shard: ShardSpec, single: Path | None, seal: StoreSeal, options: JobOptions
 ) -> str:

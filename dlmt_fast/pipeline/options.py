@@ -24,6 +24,8 @@ class JobOptions:
         per_size: images of several sizes are wanted, each with matrices of its own.
         channels: 1 or 3 converts; None takes the images' own.
         ignore: globs on relative paths that are left out.
+        duplicates: None, "report" or "drop": look, before the work, for inputs that are equal after decoding;
+            "drop" writes the first of equal ones alone.
         on_error: "fail" stops at the first bad image, "quarantine" lists them all and goes on.
         names: "hash" replaces file names by keyed digests, "keep" keeps them.
         classes: "keep" keeps the first folder level, "index" replaces it by numbers.
@@ -48,6 +50,7 @@ class JobOptions:
     per_size: bool = False
     channels: int | None = None
     ignore: tuple[str, ...] = ()
+    duplicates: str | None = None
     on_error: str = "fail"
     names: str = "hash"
     classes: str = "keep"
@@ -63,6 +66,7 @@ class JobOptions:
     def __post_init__(self) -> None:
         _one_of("fit", self.fit, FITS)
         _one_of("on_error", self.on_error, ("fail", "quarantine"))
+        _one_of("duplicates", self.duplicates or "report", ("report", "drop"))
         _one_of("names", self.names, ("hash", "keep"))
         _one_of("classes", self.classes, ("keep", "index"))
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
@@ -91,8 +95,10 @@ class JobOptions:
             raise ParameterError(f"workers must be at least 1, got {self.workers}")
 
     def recorded(self) -> dict[str, Any]:
-        """What decides the output's bytes, for the job record."""
-        return {
+        """What decides the output's bytes, for the job record. Options of later versions are absent where not used, so
+        that the ids of stores stay what they are."""
+        later = {"duplicates": "drop"} if self.duplicates == "drop" else {}
+        return later | {
             "normalize": self.normalize,
             "dtype": self.dtype,
             "mean": _hex(self.mean),

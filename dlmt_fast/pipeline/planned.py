@@ -13,7 +13,7 @@ from ..stores.contract import Reader, Shape, ShardSpec, Source, Survey
 from ..stores.publish import FileOps
 from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
-from .kinds import check_dtype, original_name, shard_name, target_format
+from .kinds import check_dtype, check_duplicates, original_name, shard_name, target_format
 from .locks import held
 from .naming import OutputNames
 from .open import open_source
@@ -158,6 +158,8 @@ def plan_job(
     survey = source.survey()
     shape = settle_shape(survey, options if strict else replace(options, on_error="quarantine"))
     form.check_job(shape, options.on_error)
+    if options.duplicates == "drop":
+        check_duplicates(form)
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
     record = job_record(source, scheme, options, form.kind, form.libraries)
     seal = StoreSeal(key, store_id_of(key, record))

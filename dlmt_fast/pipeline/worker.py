@@ -40,13 +40,14 @@ _PASSING = {
 @dataclass(frozen=True)
 class Task:
     """One shard: its published name and samples, output names by sample index in writing order, what reads it, its name
-    in the source, and what the shard will hold."""
+    in the source, what the shard will hold, and why some samples are left out that could be taken."""
 
     shard: ShardSpec
     names: Mapping[int, str]
     source: Reader
     original: str
     contents: Contents
+    dropped: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -249,8 +250,11 @@ def encrypt_shard(
             if isinstance(item, Refused):
                 refused.append(item)
                 if on_error == "fail":
-                    raise refused_error(refused)
+                    raise refused_error([item])
                 advance(1, refused=1)
+                continue
+            item = _without(item, task, refused, advance)
+            if not len(item.images):
                 continue
             plan = plans.of(item.images)
             images, limits = encrypt(item.images, plan, threads=threads, return_bounds=True)
@@ -271,6 +275,18 @@ def encrypt_shard(
     if task.shard.name != task.original:
         ledger["file"] = task.original
     return published, ledger, refused
+
+
+def _without(batch: Batch, task: Task, refused: list[Refused], advance: Advance) -> Batch:
+    """A batch without the samples that are left out, which are entered as refused."""
+    stay = [place for place, index in enumerate(batch.indices) if index not in task.dropped]
+    if len(stay) == len(batch.indices):
+        return batch
+    for index in set(batch.indices) & task.dropped.keys():
+        refused.append(Refused(index, task.source.path_of(index), task.dropped[index]))
+        advance(1)
+    labels = None if batch.labels is None else [batch.labels[place] for place in stay]
+    return Batch([batch.indices[place] for place in stay], batch.images[stay], labels)
 
 
 def _labels(task: Task, batch: Batch) -> list[int] | None:

@@ -40,6 +40,10 @@ class FileStamp:
             raise StoreError(f"{root / self.path} changed since the job began; start again when the source is at rest")
 
 
+#: What the reason of a sample begins with that is not taken because it is equal to another, whose name follows.
+EQUAL = "equal to "
+
+
 @dataclass(frozen=True)
 class Refused:
     """A sample that cannot be taken, by its index in the source, with the reason."""
@@ -47,6 +51,11 @@ class Refused:
     index: int
     path: str
     reason: str
+
+    @property
+    def equal(self) -> bool:
+        """Whether it is left out because it is equal to another, and nothing is wrong with it."""
+        return self.reason.startswith(EQUAL)
 
 
 @dataclass(frozen=True, eq=False)
