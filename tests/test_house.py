@@ -91,7 +91,7 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.backends": {"contract", "built"},
     "dlmt_fast.stores": {
         *("contract", "publish", "manifest", "decode", "batching", "png", "npy", "gzipped", "runs", "sliced"),
-        *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "equal"),
+        *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "equal", "scattered"),
     },
 }
 PRIVATE: dict[str, set[str]] = {

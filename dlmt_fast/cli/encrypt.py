@@ -43,6 +43,7 @@ def encrypt(
     duplicates: Annotated[
         str | None, typer.Option(help="Look for equal images: report them, or drop all but the first.")
     ] = None,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="In a secret order, which decrypting takes back.")] = False,
     on_error: Annotated[str, typer.Option(help="At a bad image: fail, or quarantine and go on.")] = "fail",
     workers: Annotated[int | None, typer.Option(help="Shards worked on at once [default: the CPUs].")] = None,
     shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
@@ -79,6 +80,7 @@ def encrypt(
         channels=channels,
         ignore=tuple(ignore or ()),
         duplicates=duplicates,
+        shuffle=shuffle,
         on_error=on_error,
         names=names,
         classes=classes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,10 @@ from ..stores.contract import Published
 from ..stores.digests import digest64, repeated
 from .formats import Place, StoredBatch
 from .formats.contract import check_published, publish_extra
+from .order import Order
 from .owner import OwnerFolder
+from .reordered import ReorderedWriter
+from .shuffle import array_of_labels, reordered
 from .stored import StoredImages
 from .summary import Advance, Progress, Summary, counter, no_progress
 from .target import Target
@@ -93,12 +96,31 @@ def _extras(store: StoredImages, done: list[Published], renamed: dict[str, str])
     whole, the like of it for the decrypted ones."""
     manifest = store.manifest
     if store.form.joined:
-        labels = store.form.stored_labels(store.root, manifest)
+        labels = [
+            _in_order(values, store.order(index))
+            for index, values in enumerate(store.form.stored_labels(store.root, manifest))
+        ]
         yield from store.form.closing("uint8", manifest.shape, done, labels)
         return
     for extra in manifest.extras:
         check_published(store.root / extra.name, extra)
-        yield renamed.get(extra.name, extra.name), (store.root / extra.name).read_bytes()
+        data = (store.root / extra.name).read_bytes()
+        if store.order(0) is not None:
+            array = array_of_labels(extra.name, [shard.name for shard in manifest.shards])
+            data = reordered(data, extra.name, _rows(store.order(array), manifest.shards[array].count))
+        yield renamed.get(extra.name, extra.name), data
+
+
+def _in_order(labels: Sequence[int] | None, order: Order | None) -> Sequence[int] | None:
+    """Labels of an array as they lay before it was shuffled."""
+    if labels is None or order is None:
+        return labels
+    return [labels[row] for row in _rows(order, len(labels))]
+
+
+def _rows(order: Order | None, count: int) -> Any:
+    """Where each sample of an array stands in the store."""
+    return np.arange(count) if order is None else order.place(range(count))
 
 
 def _decrypt_shard(
@@ -114,17 +136,21 @@ def _decrypt_shard(
     restored = {stored: plain(originals.name(original), stored) for stored, original in _names_of(ledger).items()}
     by_place = dict(enumerate(restored.values()))  # where the store keeps no names, the order tells
     bounds = np.array(ledger.get("bounds", []), np.int32)
-    order = _ledger_order(ledger)
+    ledger_order = _ledger_order(ledger)
     names: list[str] = []
     opened, one_file = store.open(shard), store.form.one_file
     name = target.path.name if target.single else str(ledger.get("file", shard.name))
     if one_file:
         target.refuse_unknown([name])
-    writer = opened.plain_writer(Place(target.root, store.manifest.store_id), index, name)
+    place = Place(target.root, store.manifest.store_id)
+    writer = opened.plain_writer(place, index, name)
+    order = store.order(index)
+    if order is not None:
+        writer = ReorderedWriter(writer, order, shard.count, place, index)
     try:
         for batch in opened.read():
             plan = store.plans.of(batch.images)
-            limits = bounds[_positions(batch, order)] if len(bounds) else None
+            limits = bounds[_positions(batch, ledger_order)] if len(bounds) else None
             if limits is None and store.needs_bounds and len(batch.images):
                 raise StoreDamagedError(f"the ledger of shard {index} holds no bounds")
             images = decrypt(batch.images, plan, bounds=limits)

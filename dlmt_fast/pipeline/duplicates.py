@@ -8,10 +8,11 @@ from itertools import groupby
 from typing import NamedTuple
 
 from ..stores.contract import EQUAL, Array, Batch, Refused, ShardSpec, Source
-from ..stores.equal import Contents
+from ..stores.equal import Contents, Equal
 from .job import refused_error
 from .owner import Duplicate, OwnerFolder
 from .planned import PlannedJob
+from .shuffle import ShuffledSource
 from .summary import Progress, counter
 
 _NAMED = 3  # pairs that a note names
@@ -45,9 +46,12 @@ def find_duplicates(job: PlannedJob, progress: Progress) -> Duplicates:
     owner, shards = job.owner, job.shards
     kept = owner.read_duplicates_found(len(shards))
     if kept is None:
-        contents, inputs = _digested(job.source, job.options.workers or 1, job.options.on_error, progress)
+        shuffled = job.source if isinstance(job.source, ShuffledSource) else None
+        source = job.source if shuffled is None else shuffled.base
+        contents, inputs = _digested(source, job.options.workers or 1, job.options.on_error, progress)
         equal = 0
-        for shard, found in _by_shard(contents, shards):
+        equals = contents.repeated() if shuffled is None else contents.repeated(shuffled.shuffle.places)
+        for shard, found in _by_shard(contents, equals, shards):
             equal += len(found)
             owner.write_duplicates(shard, found)
         owner.write_duplicates_found(inputs, equal, len(shards))
@@ -91,7 +95,9 @@ def _digest(image: Array) -> bytes:
     return found.digest()
 
 
-def _by_shard(contents: Contents, shards: list[ShardSpec]) -> Iterator[tuple[int, list[Duplicate]]]:
+def _by_shard(
+    contents: Contents, equals: Iterator[Equal], shards: list[ShardSpec]
+) -> Iterator[tuple[int, list[Duplicate]]]:
     """The duplicates of each shard that has some."""
     left = iter(shards)
     shard = next(left)
@@ -102,5 +108,5 @@ def _by_shard(contents: Contents, shards: list[ShardSpec]) -> Iterator[tuple[int
             shard = next(left)
         return shard.index
 
-    for number, run in groupby(contents.repeated(), key=lambda item: shard_of(item.place)):
+    for number, run in groupby(equals, key=lambda item: shard_of(item.place)):
         yield number, [Duplicate(item.place, contents.name(item.content), contents.name(item.first)) for item in run]

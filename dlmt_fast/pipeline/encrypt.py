@@ -190,7 +190,7 @@ class _Run:
             for shard in published:
                 target.keep(job.form.files(target.root, shard))
         target.keep(extra.name for extra in extras)
-        sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape))
+        sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape, job.source.named))
         count = sum(shard.count for shard in published)
         manifest = Manifest(job.kind, job.store_id, job.dtype, job.shape, count, published, tuple(extras), sealed)
         target.finish(manifest, job.store_id)
@@ -252,7 +252,7 @@ class _Run:
         """Labels pass: training needs them."""
         copied = []
         for original, name in self._job.labels():
-            data = self._job.source.extra_bytes(original)
+            data = self._job.labels_data(original, name)
             copied.append(publish_extra(self._place(), name, data))
         return copied
 

@@ -26,6 +26,7 @@ class JobOptions:
         ignore: globs on relative paths that are left out.
         duplicates: None, "report" or "drop": look, before the work, for inputs that are equal after decoding;
             "drop" writes the first of equal ones alone.
+        shuffle: write the samples in a secret order; see `shuffle`.
         on_error: "fail" stops at the first bad image, "quarantine" lists them all and goes on.
         names: "hash" replaces file names by keyed digests, "keep" keeps them.
         classes: "keep" keeps the first folder level, "index" replaces it by numbers.
@@ -51,6 +52,7 @@ class JobOptions:
     channels: int | None = None
     ignore: tuple[str, ...] = ()
     duplicates: str | None = None
+    shuffle: bool = False
     on_error: str = "fail"
     names: str = "hash"
     classes: str = "keep"
@@ -97,7 +99,8 @@ class JobOptions:
     def recorded(self) -> dict[str, Any]:
         """What decides the output's bytes, for the job record. Options of later versions are absent where not used, so
         that the ids of stores stay what they are."""
-        later = {"duplicates": "drop"} if self.duplicates == "drop" else {}
+        later: dict[str, Any] = {"duplicates": "drop"} if self.duplicates == "drop" else {}
+        later |= {"shuffle": True} if self.shuffle else {}
         return later | {
             "normalize": self.normalize,
             "dtype": self.dtype,

@@ -20,6 +20,7 @@ from .open import open_source
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal, store_id_of
+from .shuffle import ShuffledSource, array_of_labels, reordered, shuffle_of
 from .sources import what_changed
 from .target import Target
 from .worker import Task, planner
@@ -71,6 +72,15 @@ class PlannedJob:
         if self.form.labelled:
             return iter(())
         return self.source.extra_names([shard.name for shard in self.shards])
+
+    def labels_data(self, original: str, name: str) -> bytes:
+        """The content of a labels file that is `original` in the source and `name` in the target."""
+        data = self.source.extra_bytes(original)
+        if not isinstance(self.source, ShuffledSource):
+            return data
+        array = array_of_labels(name, [shard.name for shard in self.shards])
+        rows = self.source.shuffle.array(array).sample(range(len(self.shards[array].samples)))
+        return reordered(data, name, rows)
 
     @property
     def form(self) -> StoredFormat:
@@ -155,6 +165,8 @@ def plan_job(
         ops,
         lambda other: _who(owner_folder(other)),
     )
+    if options.shuffle:
+        source.pick(())  # refused before any work
     survey = source.survey()
     shape = settle_shape(survey, options if strict else replace(options, on_error="quarantine"))
     form.check_job(shape, options.on_error)
@@ -163,6 +175,9 @@ def plan_job(
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
     record = job_record(source, scheme, options, form.kind, form.libraries)
     seal = StoreSeal(key, store_id_of(key, record))
+    if options.shuffle:
+        source = ShuffledSource(source, shuffle_of(source, key, seal.store_id))
+        survey = source.placed(survey)
     names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)
     classes = source.number_classes() if form.labelled else None
@@ -186,6 +201,9 @@ def plan_job(
         survey=survey,
         owner_folder=owner_folder,
     )
+    if options.shuffle:
+        for _, name in job.labels():  # refused before any work
+            array_of_labels(name, [shard.name for shard in shards])
     if options.resume and options.slice.whole:  # before there is an owner's folder; slices ask inside the gate
         job.admit()
     return job

@@ -161,6 +161,14 @@ class Source(Reader, Protocol):
         """What reads these samples alone."""
         ...
 
+    def pick(self, samples: Sequence[int]) -> Reader:
+        """What reads these samples alone, which may lie anywhere, in any order.
+
+        Raises:
+            StoreError: the source is read in its own order only; the message says what to do.
+        """
+        ...
+
 
 class ShardWriter(Protocol):
     """Takes a shard's transformed samples; nothing is visible under a final name before `publish`."""

@@ -15,7 +15,7 @@ DIGEST = 32  # bytes: long enough for equal digests to be equal contents
 _PARTS = 64  # by digest, then by place: at 10^8 contents a part has 63 MB
 _RECORD = np.dtype([("digest", "<u8", DIGEST // 8), ("index", "<u8")])
 
-Numbers: TypeAlias = NDArray[np.uint64]
+Numbers: TypeAlias = NDArray[np.integer[Any]]
 
 
 class Equal(NamedTuple):

@@ -225,6 +225,11 @@ class ParquetSource(ParquetRows):
         stamps = {group.path: self._by_path[group.path] for group in groups}
         return ParquetRows(self.root, self.decoding, self.columns, stamps, groups)
 
+    def pick(self, samples: Sequence[int]) -> ParquetRows:
+        raise StoreError(
+            "Parquet is read by row groups: --shuffle does not apply to it; encrypt it to a folder or write it shuffled"
+        )
+
 
 def _files(folder: Path) -> list[str]:
     """All files of a folder, any depth, by relative POSIX path; what begins with a dot is left out."""

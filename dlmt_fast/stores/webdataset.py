@@ -179,6 +179,9 @@ class WebdatasetSource(TarSamples):
         tars = [tar for tar in self._tars if tar.samples.start < samples.stop and samples.start < tar.samples.stop]
         return TarSamples(self.root, self.decoding, tars, self.label)
 
+    def pick(self, samples: Sequence[int]) -> TarSamples:
+        raise StoreError("tars are read one after the other: --shuffle does not apply to them; unpack them to a folder")
+
     def survey(self) -> Survey:
         """The shapes of all images, from their headers."""
         survey = Survey()
