@@ -44,6 +44,10 @@ def encrypt(
         str | None, typer.Option(help="Look for equal images: report them, or drop all but the first.")
     ] = None,
     shuffle: Annotated[bool, typer.Option("--shuffle", help="In a secret order, which decrypting takes back.")] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="Pass this field of tars or Parquet, unprotected; repeatable."),
+    ] = None,
     on_error: Annotated[str, typer.Option(help="At a bad image: fail, or quarantine and go on.")] = "fail",
     workers: Annotated[int | None, typer.Option(help="Shards worked on at once [default: the CPUs].")] = None,
     shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
@@ -81,6 +85,7 @@ def encrypt(
         ignore=tuple(ignore or ()),
         duplicates=duplicates,
         shuffle=shuffle,
+        keep=tuple(keep or ()),
         on_error=on_error,
         names=names,
         classes=classes,

@@ -30,6 +30,7 @@ class Openly:
     def __init__(self, root: Path, manifest: Manifest) -> None:
         self.classes: Classes = {}
         self.names = False
+        self.fields: set[str] = set()  # that passed unchanged
         self._root, self._manifest = root, manifest
         _READERS[manifest.kind](self)
         self.classes = {where: counts for where, counts in self.classes.items() if counts}
@@ -51,12 +52,14 @@ class Openly:
         for shard in self._manifest.shards:
             for sample in read_index(self._root / shard.name, (suffix,)).samples:
                 self._see(sample.key)
+                self.fields.update(field for field in sample.fields if field != "cls")
                 self._count(".cls", [sample.numbers["cls"]] if "cls" in sample.numbers else [])
 
     def _parquet(self) -> None:
         for shard in self._manifest.shards:
             path = self._root / shard.name
             footer = read_footer(path)
+            self.fields.update(footer.columns.dropped)
             rows, columns = range(sum(footer.groups)), footer.columns
             for row in read_rows(path, columns, range(len(footer.groups)), rows, names_only=True):
                 self.names = self.names or row.path is not None

@@ -23,6 +23,7 @@ from .shuffle import array_of_labels, reordered
 from .stored import StoredImages
 from .summary import Advance, Progress, Summary, counter, no_progress
 from .target import Target
+from .worker import write_kept
 
 
 def decrypt_store(
@@ -158,7 +159,8 @@ def _decrypt_shard(
                 by_place.get(batch.position + i, "") if not name else restored.get(name, _as_png_stored(name))
                 for i, name in enumerate(batch.names)
             ]
-            writer.write(range(batch.position, batch.position + len(images)), outputs, images, batch.labels)
+            run = range(batch.position, batch.position + len(images))
+            write_kept(writer, run, outputs, images, batch.labels, batch.kept)
             names += outputs
             advance(len(images), images.nbytes)
         if not one_file:

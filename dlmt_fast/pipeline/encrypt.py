@@ -22,7 +22,7 @@ from .formats.contract import publish_extra
 from .job import header
 from .locks import JobLocks
 from .options import JobOptions
-from .planned import PlannedJob, plan_job
+from .planned import PlannedJob, kept_of, plan_job
 from .ray_engine import check_ray
 from .slices import Slice
 from .sources import keep_sources
@@ -280,6 +280,8 @@ def _notes(job: PlannedJob) -> list[str]:
     extras = list(job.source.extras)
     if job.form.labelled and len(extras) != len(job.shards) and extras:
         notes.append(f"an image has one label in the target at most; the source's labels are in {', '.join(extras)}")
+    if job.options.keep:
+        notes.append(f"these fields pass unprotected: {', '.join(name for name, _ in kept_of(job.source))}")
     if job.source.left_alone:
         notes.append(f"left alone: {job.source.left_alone}")
     return notes

@@ -117,6 +117,7 @@ def _tells(manifest: Manifest, openly: Openly) -> str:
     known = [f"{manifest.count} images", "their sizes"]
     known += ["labels and class balance"] if openly.classes else []
     known += ["names that are not hidden ones"] if openly.names else []
+    known += [f"the fields {', '.join(sorted(openly.fields))}"] if openly.fields else []
     return (
         f"to anyone: {', '.join(known)}, which images are equal, times of files; "
         "the pixels tell mode and parameters to whoever looks at some hundred of them"

@@ -107,7 +107,8 @@ def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None, n
         named: the samples of the source have names; else they are values of arrays, and each was shuffled in itself.
     """
     recorded = options.recorded()
-    later = {"shuffle": SAMPLES if named else ARRAYS} if options.shuffle else {}
+    later: dict[str, Any] = {"shuffle": SAMPLES if named else ARRAYS} if options.shuffle else {}
+    later |= {"keep": recorded["keep"]} if options.keep else {}
     return later | {
         "contract": CONTRACT,
         "scheme": scheme.params,

@@ -62,15 +62,17 @@ def open_source(path: Path, options: JobOptions, named: str | None = None) -> So
     """
     kind = kind_of(path, named)
     if kind == "folder":
+        _refuse(options, ("keep",), "a folder of images, which have no fields")
         reading = FolderOptions(options.channels, options.size, options.fit, options.ignore)
         return FolderSource(path, reading, options.shard_size)
     if kind == "webdataset":
         _refuse(options, ("ignore", "shard_size"), "tars of samples, which are shards as they are")
-        return WebdatasetSource(path, Decoding(options.channels, options.size, options.fit))
+        keep = sorted(name.lower() for name in options.keep)  # as fields are read
+        return WebdatasetSource(path, Decoding(options.channels, options.size, options.fit), keep)
     if kind == "parquet":
         _refuse(options, ("ignore",), "Parquet files")
         decoding = ParquetDecoding(options.channels, options.size, options.fit)
-        return ParquetSource(path, decoding, options.shard_size)
+        return ParquetSource(path, decoding, options.shard_size, sorted(options.keep))
     left = (
         "size",
         "fit",
@@ -78,6 +80,7 @@ def open_source(path: Path, options: JobOptions, named: str | None = None) -> So
         "ignore",
         "classes",
         "shard_size",
+        "keep",
         *(() if kind in ("npy", "zarr") else ("names",)),
     )
     _refuse(options, left, f"{_WORDS[kind]}, whose images are unnamed pixels")

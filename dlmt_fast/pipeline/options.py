@@ -27,6 +27,7 @@ class JobOptions:
         duplicates: None, "report" or "drop": look, before the work, for inputs that are equal after decoding;
             "drop" writes the first of equal ones alone.
         shuffle: write the samples in a secret order; see `shuffle`.
+        keep: fields of tars or columns of Parquet files that pass unchanged, unprotected.
         on_error: "fail" stops at the first bad image, "quarantine" lists them all and goes on.
         names: "hash" replaces file names by keyed digests, "keep" keeps them.
         classes: "keep" keeps the first folder level, "index" replaces it by numbers.
@@ -53,6 +54,7 @@ class JobOptions:
     ignore: tuple[str, ...] = ()
     duplicates: str | None = None
     shuffle: bool = False
+    keep: tuple[str, ...] = ()
     on_error: str = "fail"
     names: str = "hash"
     classes: str = "keep"
@@ -71,6 +73,8 @@ class JobOptions:
         _one_of("duplicates", self.duplicates or "report", ("report", "drop"))
         _one_of("names", self.names, ("hash", "keep"))
         _one_of("classes", self.classes, ("keep", "index"))
+        if len(set(self.keep)) != len(self.keep):
+            raise ParameterError(f"keep names a field twice: {', '.join(self.keep)}")
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
             raise ParameterError(f"size must be (H, W), two positive integers, got {self.size}")
         if self.size is not None and self.per_size:
@@ -101,6 +105,7 @@ class JobOptions:
         that the ids of stores stay what they are."""
         later: dict[str, Any] = {"duplicates": "drop"} if self.duplicates == "drop" else {}
         later |= {"shuffle": True} if self.shuffle else {}
+        later |= {"keep": sorted(self.keep)} if self.keep else {}
         return later | {
             "normalize": self.normalize,
             "dtype": self.dtype,

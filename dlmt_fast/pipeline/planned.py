@@ -9,11 +9,13 @@ from typing import Any
 
 from ..keys import Key
 from ..schemes import DLMT
-from ..stores.contract import Reader, Shape, ShardSpec, Source, Survey
+from ..stores.contract import Kept, Reader, Shape, ShardSpec, Source, Survey
+from ..stores.parquet import ParquetSource
 from ..stores.publish import FileOps
+from ..stores.webdataset import WebdatasetSource
 from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
-from .kinds import check_dtype, check_duplicates, original_name, shard_name, target_format
+from .kinds import check_dtype, check_duplicates, check_kept, original_name, shard_name, target_format
 from .locks import held
 from .naming import OutputNames
 from .open import open_source
@@ -125,6 +127,7 @@ class PlannedJob:
             shape=self.shape,
             first=len(first.samples),
             several=joined and len(self.shards) > 1,
+            kept=kept_of(self.source),
         )
 
     def written_labels(self, shard: ShardSpec) -> list[int] | None:
@@ -134,6 +137,11 @@ class PlannedJob:
             return None
         found = [reader.label_of(index) for index in self.names.of(shard)]
         return [label for label in found if label is not None]
+
+
+def kept_of(source: Source) -> tuple[Kept, ...]:
+    """The fields of a source's samples that pass unchanged."""
+    return source.kept if isinstance(source, (WebdatasetSource, ParquetSource)) else ()
 
 
 def plan_job(
@@ -170,6 +178,7 @@ def plan_job(
     survey = source.survey()
     shape = settle_shape(survey, options if strict else replace(options, on_error="quarantine"))
     form.check_job(shape, options.on_error)
+    check_kept(form, kept_of(source))
     if options.duplicates == "drop":
         check_duplicates(form)
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)

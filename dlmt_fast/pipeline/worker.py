@@ -7,16 +7,16 @@ from __future__ import annotations
 import errno
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from ..errors import StoreDamagedError, StoreError
 from ..functional import encrypt
 from ..keys import Key
 from ..schemes import DLMT, Plan
-from ..stores.contract import Array, Batch, Published, Reader, Refused, ShardSpec, ShardWriter
+from ..stores.contract import Array, Batch, KeepingWriter, Published, Reader, Refused, ShardSpec, ShardWriter, Value
 from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers
 from .formats import Contents, Place, format_of
 from .job import refuse_other_versions, refused_error, versions
@@ -259,7 +259,8 @@ def encrypt_shard(
             plan = plans.of(item.images)
             images, limits = encrypt(item.images, plan, threads=threads, return_bounds=True)
             outputs = [names[index] for index in item.indices]
-            writer.write(range(position, position + len(images)), outputs, images, _labels(task, item))
+            run, labels = range(position, position + len(images)), _labels(task, item)
+            write_kept(writer, run, outputs, images, labels, item.kept)
             if any(outputs):
                 originals += [[name, source.path_of(i)] for name, i in zip(outputs, item.indices, strict=True)]
             if plan.normalize.startswith("minmax"):
@@ -277,6 +278,22 @@ def encrypt_shard(
     return published, ledger, refused
 
 
+def write_kept(
+    writer: ShardWriter,
+    positions: Sequence[int],
+    names: Sequence[str],
+    images: Array,
+    labels: Sequence[int] | None,
+    kept: Sequence[Mapping[str, Value]] | None,
+) -> None:
+    """Write samples, with the values of fields that pass unchanged where there are some, for which the kind of target
+    has a place then."""
+    if kept is None:
+        writer.write(positions, names, images, labels)
+    else:
+        cast(KeepingWriter, writer).write(positions, names, images, labels, kept)
+
+
 def _without(batch: Batch, task: Task, refused: list[Refused], advance: Advance) -> Batch:
     """A batch without the samples that are left out, which are entered as refused."""
     stay = [place for place, index in enumerate(batch.indices) if index not in task.dropped]
@@ -286,7 +303,8 @@ def _without(batch: Batch, task: Task, refused: list[Refused], advance: Advance)
         refused.append(Refused(index, task.source.path_of(index), task.dropped[index]))
         advance(1)
     labels = None if batch.labels is None else [batch.labels[place] for place in stay]
-    return Batch([batch.indices[place] for place in stay], batch.images[stay], labels)
+    kept = None if batch.kept is None else [batch.kept[place] for place in stay]
+    return Batch([batch.indices[place] for place in stay], batch.images[stay], labels, kept)
 
 
 def _labels(task: Task, batch: Batch) -> list[int] | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,13 +58,28 @@ class Refused:
         return self.reason.startswith(EQUAL)
 
 
+#: A value of a field that passes unchanged; the bytes of a tar's member, or what a column holds. None: it has none.
+Value: TypeAlias = bytes | str | int | float | None
+
+KEPT_BYTES = 64 << 10  # of a value that passes: numbers and short text, no image
+
+
+class Kept(NamedTuple):
+    """A field beside image and label that passes unchanged, and what it is in Parquet: "int64", "string", "binary"."""
+
+    name: str
+    type: str
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples of one shape: their indices in the source, uint8 images (N, C, H, W), and labels where it has them."""
+    """Samples of one shape: their indices in the source, uint8 images (N, C, H, W), labels where it has them, and the
+    values of fields that pass unchanged."""
 
     indices: Sequence[int]
     images: NDArray[np.uint8]
     labels: Sequence[int] | None = None
+    kept: Sequence[Mapping[str, Value]] | None = None
 
 
 @dataclass
@@ -178,3 +193,16 @@ class ShardWriter(Protocol):
     ) -> None: ...
     def publish(self) -> Published: ...
     def abort(self) -> None: ...
+
+
+class KeepingWriter(ShardWriter, Protocol):
+    """A writer of a kind that has a place for fields beside image and label."""
+
+    def write(
+        self,
+        positions: Sequence[int],
+        names: Sequence[str],
+        images: Array,
+        labels: Sequence[int] | None = None,
+        kept: Sequence[Mapping[str, Value]] | None = None,
+    ) -> None: ...

@@ -10,11 +10,12 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple
 
 from ..errors import StoreDamagedError, StoreError
+from .contract import KEPT_BYTES, Value
 from .decode import SUFFIXES
 
 LABELS = ("cls", "txt", "json")  # fields that may be a class number, the first choice first
@@ -26,7 +27,7 @@ _NUMBER_BYTES = 24  # a longer content is no class number
 
 class Sample(NamedTuple):
     """A sample: its key, the field that is its image ("" where `fault` says why there is none), where that lies, all
-    other fields, and those of `LABELS` that hold a class number."""
+    other fields, those of `LABELS` that hold a class number, and (offset, size) of the fields that were asked for."""
 
     key: str
     image: str
@@ -35,6 +36,7 @@ class Sample(NamedTuple):
     fields: tuple[str, ...]
     numbers: dict[str, int]
     fault: str = ""
+    kept: Mapping[str, tuple[int, int]] = {}
 
     @property
     def path(self) -> str:
@@ -57,8 +59,13 @@ class _Member(NamedTuple):
     number: int | None
 
 
-def read_index(path: Path, suffixes: Collection[str] = SUFFIXES) -> Index:
+def read_index(
+    path: Path, suffixes: Collection[str] = SUFFIXES, keep: Callable[[str], bool] = lambda field: False
+) -> Index:
     """The index of a plain tar; a field is an image if it ends as one of `suffixes`.
+
+    Args:
+        keep: whether a field is asked for, so that its place is in the index.
 
     Raises:
         StoreDamagedError: it is none, it is truncated, or its members are not those of samples.
@@ -75,14 +82,14 @@ def read_index(path: Path, suffixes: Collection[str] = SUFFIXES) -> Index:
                 nameless += not info.isdir()
                 continue
             if run and member.key != run[0].key:
-                samples.append(_sample(run, path, suffixes))
+                samples.append(_sample(run, path, suffixes, keep))
                 run = []
             if not run and member.key in seen:
                 raise StoreDamagedError(f"{path} holds the key {member.key} in two places; keys name one sample each")
             seen.add(member.key)
             run.append(member)
     if run:
-        samples.append(_sample(run, path, suffixes))
+        samples.append(_sample(run, path, suffixes, keep))
     return Index(samples, nameless)
 
 
@@ -138,7 +145,7 @@ def _number(field: str, info: tarfile.TarInfo, file: IO[bytes]) -> int | None:
     return int(found[1]) if found else None
 
 
-def _sample(run: list[_Member], path: Path, suffixes: Collection[str]) -> Sample:
+def _sample(run: list[_Member], path: Path, suffixes: Collection[str], keep: Callable[[str], bool]) -> Sample:
     fields = [member.field for member in run]
     if len(set(fields)) != len(fields):
         twice = next(field for field in fields if fields.count(field) > 1)
@@ -150,4 +157,22 @@ def _sample(run: list[_Member], path: Path, suffixes: Collection[str]) -> Sample
         return Sample(run[0].key, "", 0, 0, tuple(fields), numbers, f"its sample has {found}; one was expected")
     image = images[0]
     others = tuple(field for field in fields if field != image.field)
-    return Sample(image.key, image.field, image.offset, image.size, others, numbers)
+    kept = {member.field: _place_of(member, path) for member in run if member.field in others and keep(member.field)}
+    return Sample(image.key, image.field, image.offset, image.size, others, numbers, kept=kept)
+
+
+def _place_of(member: _Member, path: Path) -> tuple[int, int]:
+    if member.size > KEPT_BYTES:
+        raise StoreError(
+            f"{path} holds {member.key}.{member.field} of {member.size} bytes; --keep passes at most {KEPT_BYTES}"
+        )
+    return member.offset, member.size
+
+
+def read_kept(file: IO[bytes], sample: Sample) -> dict[str, Value]:
+    """The content of a sample's kept fields."""
+    found: dict[str, Value] = {}
+    for field, (offset, size) in sample.kept.items():
+        file.seek(offset)
+        found[field] = file.read(size)
+    return found

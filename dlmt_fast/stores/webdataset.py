@@ -2,7 +2,7 @@
 
 A shard is a tar, so that memory is bounded by the largest one; nothing is unpacked. Of a sample pass the image, and its
 class number (the first of `.cls`, `.txt` and `.json` that holds a number alone in every sample). Any other field is
-dropped, and the summary says which.
+dropped, unless it is to be kept, and the summary says which.
 """
 
 from __future__ import annotations
@@ -10,16 +10,17 @@ from __future__ import annotations
 import os
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all
-from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
+from .contract import Array, Batch, FileStamp, Kept, Refused, ShardSpec, Survey, Value
 from .decode import decode_bytes, probe_bytes
-from .tar_index import LABELS, Sample, read_index
+from .tar_index import LABELS, Sample, read_index, read_kept
 from .walk import entries
 
 
@@ -50,10 +51,19 @@ class TarSamples:
 
     Args:
         label: the field that is the class number, or None.
+        kept: the fields that pass unchanged.
     """
 
-    def __init__(self, root: Path, decoding: Decoding, tars: Sequence[Tar], label: str | None = None) -> None:
+    def __init__(
+        self,
+        root: Path,
+        decoding: Decoding,
+        tars: Sequence[Tar],
+        label: str | None = None,
+        kept: Sequence[Kept] = (),
+    ) -> None:
         self.root, self.decoding, self.label, self._tars = root, decoding, label, tars
+        self.kept = tuple(kept)
         self._indexed: tuple[Tar, list[Sample]] | None = None
 
     def path_of(self, index: int) -> str:
@@ -67,7 +77,16 @@ class TarSamples:
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """In the order of `indices`, decoded in `workers` threads."""
-        return decode_all(self._encoded(indices), workers)
+        for item in decode_all(self._encoded(indices), workers):
+            if isinstance(item, Batch) and self.kept:
+                yield replace(item, kept=[self._kept(index) for index in item.indices])
+            else:
+                yield item
+
+    def _kept(self, index: int) -> Mapping[str, Value]:
+        tar, sample = self._find(index)
+        with open(self.root / tar.stamp.path, "rb") as file:
+            return read_kept(file, sample)
 
     def _encoded(self, indices: Sequence[int]) -> Iterator[Encoded]:
         for index in indices:
@@ -91,8 +110,11 @@ class TarSamples:
         tar = self._tars[bisect_right(self._tars, index, key=lambda tar: tar.samples.start) - 1]
         if self._indexed is None or self._indexed[0] != tar:
             tar.stamp.check_unchanged(self.root)
-            self._indexed = tar, read_index(self.root / tar.stamp.path).samples
+            self._indexed = tar, read_index(self.root / tar.stamp.path, keep=self._asked).samples
         return tar, self._indexed[1][index - tar.samples.start]
+
+    def _asked(self, field: str) -> bool:
+        return any(field == kept.name for kept in self.kept)
 
 
 class WebdatasetSource(TarSamples):
@@ -103,7 +125,7 @@ class WebdatasetSource(TarSamples):
     in_folders = False
     own_names = False
 
-    def __init__(self, path: Path, decoding: Decoding | None = None) -> None:
+    def __init__(self, path: Path, decoding: Decoding | None = None, keep: Sequence[str] = ()) -> None:
         if not path.exists():
             raise StoreError(f"{path} does not exist")
         self.single = not path.is_dir()
@@ -113,6 +135,7 @@ class WebdatasetSource(TarSamples):
         if not found:
             raise StoreError(f"{path} holds no tar (*.tar)")
         self._left_out = sorted(set(names) - set(found))
+        self.kept = tuple(Kept(name, "binary") for name in keep)
         self._nameless, self._fields, self._numbers = 0, Counter[str](), Counter[str]()
         tars: list[Tar] = []
         for name in found:
@@ -120,11 +143,15 @@ class WebdatasetSource(TarSamples):
         self._count = tars[-1].samples.stop
         if not self._count:
             raise StoreError(f"{path} holds no samples")
-        super().__init__(root, decoding or Decoding(), tars, self._label_field(path))
+        for name in keep:
+            if not self._fields[name]:
+                others = ", ".join(sorted(self._fields)) or "none"
+                raise StoreError(f"{path}: no sample has the field {name} that --keep names; there are {others}")
+        super().__init__(root, decoding or Decoding(), tars, self._label_field(path), self.kept)
 
     def _scan(self, root: Path, name: str, start: int) -> Tar:
         stamp = FileStamp.of(root, name)
-        index = read_index(root / name)
+        index = read_index(root / name, keep=self._asked)
         self._nameless += index.nameless
         for sample in index.samples:
             self._fields.update(sample.fields)
@@ -147,7 +174,7 @@ class WebdatasetSource(TarSamples):
         """Files, members and fields that are not read, in words; empty where there is none."""
         files = [f"{', '.join(self._left_out)} (no tar by name)"] if self._left_out else []
         members = [f"{self._nameless} members whose names are not KEY.FIELD"] if self._nameless else []
-        dropped = sorted(field for field in self._fields if field != self.label)
+        dropped = sorted(field for field in self._fields if field != self.label and not self._asked(field))
         fields = [f"the fields {', '.join(dropped)} of the samples"] if dropped else []
         return " and ".join(files + members + fields)
 
@@ -177,7 +204,7 @@ class WebdatasetSource(TarSamples):
     def part(self, samples: range) -> TarSamples:
         """What reads these samples alone."""
         tars = [tar for tar in self._tars if tar.samples.start < samples.stop and samples.start < tar.samples.stop]
-        return TarSamples(self.root, self.decoding, tars, self.label)
+        return TarSamples(self.root, self.decoding, tars, self.label, self.kept)
 
     def pick(self, samples: Sequence[int]) -> TarSamples:
         raise StoreError("tars are read one after the other: --shuffle does not apply to them; unpack them to a folder")

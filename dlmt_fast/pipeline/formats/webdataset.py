@@ -9,7 +9,7 @@ from ...errors import StoreDamagedError
 from ...stores.contract import Published, ShardSpec, ShardWriter
 from ...stores.listing import can_be_listed
 from ...stores.manifest import Manifest
-from ...stores.tar_index import read_index
+from ...stores.tar_index import read_index, read_kept
 from ...stores.tar_writer import TarWriter, key_of
 from .contract import Contents, OneFile, Place, StoredBatch, check_published, check_shape
 from .folder import decode_stored
@@ -58,7 +58,8 @@ class WebdatasetShard:
     def __init__(self, root: Path, shard: Published, manifest: Manifest) -> None:
         self._path, self._manifest = root / shard.name, manifest
         check_published(self._path, shard)
-        self._samples = read_index(self._path, (".png" if manifest.dtype == "uint8" else ".npy",)).samples
+        suffix = ".png" if manifest.dtype == "uint8" else ".npy"
+        self._samples = read_index(self._path, (suffix,), keep=lambda field: field != "cls").samples
         if len(self._samples) != shard.count or any(sample.fault for sample in self._samples):
             raise StoreDamagedError(f"{self._path} holds {len(self._samples)} samples, not as its manifest says")
 
@@ -69,7 +70,8 @@ class WebdatasetShard:
                 image = decode_stored(file.read(sample.size), sample.path, self._manifest.dtype)
                 check_shape(image.shape, self._manifest, self._path / sample.path)
                 labels = [sample.numbers["cls"]] if "cls" in sample.numbers else None
-                yield StoredBatch(position, [sample.path], image[None], labels)
+                kept = [read_kept(file, sample)] if sample.kept else None
+                yield StoredBatch(position, [sample.path], image[None], labels, kept)
 
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         return TarWriter(place.root, place.store_id, index, name, place.ops)
