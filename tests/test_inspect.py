@@ -16,7 +16,7 @@ import pytest
 import dlmt_fast as dlmt
 from dlmt_fast import cli
 from dlmt_fast.errors import ParameterError, StoreDamagedError, StoreError, UsageError, WrongKeyError
-from dlmt_fast.pipeline import Inspection, JobOptions, encrypt_store, inspect_store, write_sheet
+from dlmt_fast.pipeline import Inspection, JobOptions, encrypt_store, inspect_store, sheet, write_sheet
 from dlmt_fast.stores.png import encode_png
 
 SCHEME = dlmt.DLMT("mat_mmt")
@@ -232,6 +232,11 @@ def test_sheets_of_arrays(kind: str, dtype: str, place: Place) -> None:
 def test_images_come_from_shards_spread_over_the_store(place: Place) -> None:
     place.encrypt(shard_size=1)
     assert write_sheet(place.store, place.root / "sheet.png", count=3).images == 3
+    spread = sheet._spread(list(range(100)), [1] * 98 + [50, 0], 64)  # eight shards would have too few
+    assert sum(share for _, share in spread) == 64
+    assert list(sheet._spread([0, 1], [2, 90], 64)) == [(0, 2), (1, 62)]
+    assert list(sheet._spread([0, 1], [90, 2], 64)) == [(0, 62), (1, 2)]
+    assert [index for index, _ in sheet._spread(list(range(80)), [9] * 80, 64)] == list(range(0, 80, 10))
     assert write_sheet(place.store, place.root / "more.png", count=4096).images == 7
 
 

@@ -49,7 +49,7 @@ def encrypt(
         typer.Option(metavar="FIELD", help="Pass this field of tars or Parquet, unprotected; repeatable."),
     ] = None,
     on_error: Annotated[str, typer.Option(help="At a bad image: fail, or quarantine and go on.")] = "fail",
-    workers: Annotated[int | None, typer.Option(help="Shards worked on at once [default: the CPUs].")] = None,
+    workers: Annotated[int | None, typer.Option(help="Shards worked on at once (default: the CPUs).")] = None,
     shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this job where it stopped.")] = False,
     check: Annotated[bool, typer.Option("--check", help="With --resume: compare digests too.")] = False,
@@ -58,10 +58,10 @@ def encrypt(
     ] = "1/1",
     engine: Annotated[str, typer.Option(help="local: processes here; ray: tasks of a Ray cluster.")] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster [default: RAY_ADDRESS, or one on this machine].")
+        str | None, typer.Option(help="Of the Ray cluster (default: RAY_ADDRESS, or one on this machine).")
     ] = None,
     from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC, where that does not tell.")] = None,
-    to_kind: Annotated[str | None, typer.Option("--to", help="The kind of DST [default: that of SRC].")] = None,
+    to_kind: Annotated[str | None, typer.Option("--to", help="The kind of DST (default: that of SRC).")] = None,
     owner: Owner = None,
     progress_mode: ProgressMode = "auto",
     overwrite: Overwrite = False,

@@ -17,9 +17,9 @@ MaybeKeyFile = Annotated[Path | None, typer.Option("--key", help="The key file."
 PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="A file that holds the passphrase of a sealed key.")
 ]
-Owner = Annotated[Path | None, typer.Option("--owner", help="The owner's folder [default: KEYFILE.stores/STORE_ID].")]
+Owner = Annotated[Path | None, typer.Option("--owner", help="The owner's folder (default: KEYFILE.stores/STORE_ID).")]
 Source = Annotated[
-    Path, typer.Argument(metavar="SRC", help="A folder of images, IDX or .npy files, CIFAR's folder or archive.")
+    Path, typer.Argument(metavar="SRC", help="Images: a folder, tars, Parquet, Zarr, .npy or IDX files, CIFAR.")
 ]
 Destination = Annotated[Path, typer.Argument(metavar="DST", help="Where to; must not exist or be empty.")]
 ProgressMode = Annotated[

@@ -33,7 +33,7 @@ _TEXT = 12  # pixels under it
 _GAP = 4
 _COLUMNS = 8
 _MOST = 4096  # images: a sheet of 60 megapixels
-_SHARDS = 8  # shards that images are taken from, at most
+_SHARDS = 8  # shards that images are taken from, where they have enough
 _LETTERS = _CELL // 6
 
 
@@ -68,7 +68,8 @@ def write_sheet(
     options: JobOptions | None = None,
     source_kind: str | None = None,
 ) -> Sheet:
-    """Write `out`, a PNG with `count` images in rows of eight, taken from up to eight shards spread over the store.
+    """Write `out`, a PNG with `count` images in rows of eight, taken from eight shards spread over the store, or
+    more where these have too few.
 
     Captions are what the store itself shows: labels and stored names. A sheet with plain images, those of a source or
     decrypted ones, is readable for its owner alone (mode 0600).
@@ -173,14 +174,19 @@ def _source_tiles(path: Path, count: int, options: JobOptions, kind: str | None)
 
 
 def _spread(shards: list[int], counts: list[int], count: int) -> Iterator[tuple[int, int]]:
-    """(shard, images of it) over at most `_SHARDS` shards that are spread over all; small ones leave more to others."""
+    """(shard, images of it) over shards spread over all: `_SHARDS`, or more where these have too few images."""
     step = max(1, -(-len(shards) // _SHARDS))
+    while step > 1 and sum(counts[index] for index in shards[::step]) < count:
+        step -= 1
     chosen, left = shards[::step], count
     for place, index in enumerate(chosen):
-        share = min(counts[index], max(1, -(-left // (len(chosen) - place))), left)
+        rest = sum(counts[other] for other in chosen[place + 1 :])
+        share = min(counts[index], max(-(-left // (len(chosen) - place)), left - rest))
         if share:
             yield index, share
         left -= share
+        if not left:
+            return
 
 
 def _range(image: Array) -> tuple[Any, Any]:
