@@ -24,7 +24,7 @@ class ReorderedWriter:
         self._path = place.root / temporary_name(place.store_id, shard)
         self._descriptor: int | None = None
         self._shape: tuple[int, ...] = ()
-        self._names = [""] * count
+        self._names: list[str] | None = None
         self._labels: Array | None = None
 
     def write(
@@ -35,10 +35,13 @@ class ReorderedWriter:
             self._shape = images.shape[1:]
             self._descriptor = self._ops.create(self._path, 0o600)
         places = self._order.sample(positions).tolist()
-        for place, name, image in zip(places, names, images, strict=True):
+        for place, image in zip(places, images, strict=True):
             os.lseek(self._descriptor, place * image.nbytes, os.SEEK_SET)
             self._ops.write(self._descriptor, np.ascontiguousarray(image).data)
-            self._names[place] = name
+        if any(names):
+            self._names = self._names or [""] * self._count
+            for place, name in zip(places, names, strict=True):
+                self._names[place] = name
         if labels is not None:
             if self._labels is None:
                 self._labels = np.zeros(self._count, np.int64)
@@ -53,7 +56,8 @@ class ReorderedWriter:
                 data = os.pread(self._descriptor, len(run) * size, start * size)
                 images = np.frombuffer(data, np.uint8).reshape(len(run), *self._shape)
                 labels = None if self._labels is None else self._labels[run.start : run.stop].tolist()
-                self._writer.write(run, self._names[run.start : run.stop], images, labels)
+                names = [""] * len(run) if self._names is None else self._names[run.start : run.stop]
+                self._writer.write(run, names, images, labels)
         published = self._writer.publish()
         self._discard()
         return published
