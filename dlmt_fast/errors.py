@@ -82,6 +82,14 @@ class WrongKeyError(StoreError, ValueError):
     """The store was made with another key."""
 
 
+class RemoteError(StoreError, OSError):
+    """A remote store was not reached, or refused or failed to answer. As for any OSError, `errno` tells what sort of
+    failure it was: `RemoteError(errno.ETIMEDOUT, "words")`."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
+
+
 class CheckError(DlmtError, RuntimeError):
     """A running transform gave another value than the reference, or could not be compared with it.
 

@@ -7,10 +7,13 @@ CPU: a test that takes `target` runs once for each of them (`fast_target`: witho
 
 from __future__ import annotations
 
+import importlib.util
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import hypothesis
 import numpy as np
@@ -130,3 +133,39 @@ def target(request: pytest.FixtureRequest) -> Target:
 @pytest.fixture(params=targets(), ids=str)
 def fast_target(request: pytest.FixtureRequest) -> Target:
     return request.param
+
+
+def s3_server() -> Any:
+    """The module `s3_server` beside this file, which no import finds."""
+    if "s3_server" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("s3_server", Path(__file__).with_name("s3_server.py"))
+        assert spec is not None
+        assert spec.loader is not None
+        sys.modules["s3_server"] = module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    return sys.modules["s3_server"]
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[Any]:
+    """An S3 server for all tests, which checks no secret; a `s3_server.Server`."""
+    pytest.importorskip("moto")
+    pytest.importorskip("s3fs")
+    with s3_server().moto_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def seaweed() -> Iterator[Any]:
+    """An S3 server for all tests, which checks secrets, checksums and conditions; a `s3_server.Server`."""
+    pytest.importorskip("s3fs")
+    with s3_server().seaweed_server() as server:
+        yield server
+
+
+@pytest.fixture
+def on_s3(moto: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """`moto`, with the environment of this process set so that `s3://` means it."""
+    for name, value in moto.environment.items():
+        monkeypatch.setenv(name, value)
+    return moto

@@ -91,10 +91,12 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.backends": {"contract", "built"},
     "dlmt_fast.stores": {
         *("contract", "publish", "manifest", "decode", "batching", "png", "npy", "gzipped", "runs", "sliced"),
-        *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "equal", "scattered"),
+        *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "location", "remote_errors"),
+        *("staging", "objects", "remote", "reading", "equal", "scattered"),
     },
 }
 PRIVATE: dict[str, set[str]] = {
+    "dlmt_fast.stores.objects": {"bucket"},
     "dlmt_fast.stores.webdataset": {"tar_index"},
     "dlmt_fast.stores.cifar": {"restricted_pickle"},
     "dlmt_fast.stores.parquet": {"parquet_format"},

@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 import dlmt_fast as dlmt
 from dlmt_fast.errors import ImageError, ParameterError, StoreError, WrongKeyError
 from dlmt_fast.pipeline import JobOptions, Summary, decrypt_store, encrypt_store, verify_store
-from dlmt_fast.pipeline.decrypt import OriginalNames
+from dlmt_fast.pipeline.original_names import OriginalNames
 from dlmt_fast.stores.decode import decode
 from dlmt_fast.stores.manifest import read_manifest
 

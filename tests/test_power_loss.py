@@ -12,7 +12,7 @@ import pytest
 
 import dlmt_fast as dlmt
 from dlmt_fast.errors import StoreError
-from dlmt_fast.pipeline import JobOptions, encrypt_store, verify_store
+from dlmt_fast.pipeline import JobOptions, decrypt_store, encrypt_store, verify_store
 from dlmt_fast.stores.png import encode_png
 from dlmt_fast.stores.publish import FileOps
 
@@ -101,6 +101,11 @@ class Disk(FileOps):
         self._step()
         super().mkdir(path, mode)
         self._node(path.parent).now[path.name] = Node(True)
+
+    def rmdir(self, path: Path) -> None:
+        self._step()
+        super().rmdir(path)
+        del self._node(path.parent).now[path.name]
 
     def fsync_directory(self, path: Path) -> None:
         self._step()
@@ -241,3 +246,40 @@ def test_a_cut_while_an_old_store_is_replaced(lost: str, tmp_path: Path, key: dl
             place.encrypt(Disk(place.disk), overwrite=True)
         assert place.found() == whole, f"after a cut at step {last} of {steps}"
         place.verify()
+
+
+@pytest.mark.parametrize("lost", LOSSES)
+@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+def test_a_cut_at_every_step_of_a_decrypt(lost: str, kind: str, tmp_path: Path, key: dlmt.Key) -> None:
+    """Also while it clears up: in the end nothing but the images is there."""
+    place = Place(tmp_path, key, kind)
+    place.encrypt(FileOps())
+    store = tmp_path / "store"
+    (place.disk / "new" / "store").rename(store)
+    owner = tmp_path / "owner"
+    (place.disk / "own").rename(owner)
+
+    def decrypt(ops: FileOps, resume: bool) -> None:
+        back = place.disk / "new" / "back"
+        decrypt_store(store, back, key, lambda store_id: owner / store_id, resume=resume, ops=ops)
+
+    def start() -> None:
+        shutil.rmtree(place.disk)
+        place.disk.mkdir()
+
+    start()
+    disk = Disk(place.disk)
+    decrypt(disk, False)
+    steps, whole = disk.steps, place.found()
+    assert steps > 70
+    assert len(whole) == (5 if kind == "folder" else 3)
+    for last in range(steps):
+        start()
+        disk = Disk(place.disk, last)
+        with pytest.raises(PowerLoss):
+            decrypt(disk, False)
+        disk.restart(lost)
+        if list(place.disk.rglob(".dlmt*")) or place.found() != whole:  # else it had come to its end
+            decrypt(Disk(place.disk), True)
+        assert place.found() == whole, f"after a cut at step {last} of {steps}"
+        assert not list(place.disk.rglob(".*")), f"after a cut at step {last} of {steps}"

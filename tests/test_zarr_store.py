@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import struct
 from pathlib import Path
 from typing import Any
@@ -228,7 +229,8 @@ def test_damage_is_noticed(place: Place) -> None:
             if "c." in name:
                 with pytest.raises(StoreDamagedError, match="damaged"):
                     place.decrypt()
-                assert not place.back.exists()
+                assert not place.back.exists() or (place.back / ".dlmt-job").exists()
+                shutil.rmtree(place.back, ignore_errors=True)
         path.unlink()
         with pytest.raises(StoreDamagedError, match="missing"):
             verify_store(place.store)

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .options import (
+    Check,
     Destination,
     DryRun,
     Json,
@@ -15,13 +16,15 @@ from .options import (
     Owner,
     PassphraseFile,
     ProgressMode,
+    Resume,
     Source,
+    Workers,
     owner_of,
     parsed_numbers,
     parsed_size,
 )
 from .progress import shown
-from .shared import console, cpus, finish, finish_preview, load_key, scheme_of
+from .shared import console, cpus, finish, finish_preview, load_key, scheme_of, telling
 
 
 def encrypt(
@@ -49,10 +52,10 @@ def encrypt(
         typer.Option(metavar="FIELD", help="Pass this field of tars or Parquet, unprotected; repeatable."),
     ] = None,
     on_error: Annotated[str, typer.Option(help="At a bad image: fail, or quarantine and go on.")] = "fail",
-    workers: Annotated[int | None, typer.Option(help="Shards worked on at once (default: the CPUs).")] = None,
+    workers: Workers = None,
     shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with this job where it stopped.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="With --resume: compare digests too.")] = False,
+    resume: Resume = False,
+    check: Check = False,
     shard: Annotated[
         str, typer.Option(metavar="I/N", help="Do the I-th of N slices; others do the rest, at the same time or not.")
     ] = "1/1",
@@ -103,22 +106,8 @@ def encrypt(
     if dry_run:
         finish_preview(preview_encrypt(source, target, key, scheme, folder, options, from_kind, to_kind), as_json)
         return
-    left: list[str] = []
-    try:
-        with shown("encrypt", progress_mode, as_json, options.workers or 0) as progress:
-            summary = encrypt_store(
-                source,
-                target,
-                key,
-                scheme,
-                folder,
-                options,
-                from_kind,
-                progress,
-                tell=left.append,
-                target_named=to_kind,
-            )
-    finally:
-        for text in left:
-            console().print(text, style="yellow", highlight=False, markup=False)
+    with telling() as tell, shown("encrypt", progress_mode, as_json, options.workers or 0) as progress:
+        summary = encrypt_store(
+            source, target, key, scheme, folder, options, from_kind, progress, tell=tell, target_named=to_kind
+        )
     finish(summary, as_json)

@@ -16,7 +16,7 @@ _SAMPLES = 20  # quarantined images in the text
 
 
 def inspect(
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="A store, or a source to be encrypted.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A store, or a source to be encrypted; or a URL of one.")],
     key_path: MaybeKeyFile = None,
     passphrase_file: PassphraseFile = None,
     owner: Owner = None,

@@ -18,20 +18,35 @@ PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="A file that holds the passphrase of a sealed key.")
 ]
 Owner = Annotated[Path | None, typer.Option("--owner", help="The owner's folder (default: KEYFILE.stores/STORE_ID).")]
+
+# Places of stores are text, as a Path would make one slash of a URL's two; shells complete both kinds as paths.
 Source = Annotated[
-    Path, typer.Argument(metavar="SRC", help="Images: a folder, tars, Parquet, Zarr, .npy or IDX files, CIFAR.")
+    str,
+    typer.Argument(
+        metavar="SRC", help="A folder of images, tars, Parquet, IDX, .npy or Zarr files, or CIFAR; or a URL of such."
+    ),
 ]
-Destination = Annotated[Path, typer.Argument(metavar="DST", help="Where to; must not exist or be empty.")]
+Destination = Annotated[str, typer.Argument(metavar="DST", help="Where to, a path or URL; must not exist or be empty.")]
 ProgressMode = Annotated[
     str, typer.Option("--progress", help="auto: a line on a terminal; plain: text every 10 s; or none.")
 ]
+Workers = Annotated[int | None, typer.Option(help="Shards worked on at once (default: the CPUs).")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with this job where it stopped.")]
+Check = Annotated[bool, typer.Option("--check", help="With --resume: compare digests too.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier store at DST.")]
 
 
 def owner_of(key_path: Path, folder: Path | None) -> Callable[[str], Path]:
-    """From a store's id to the owner's folder: as named, or beside the key file."""
+    """From a store's id to the owner's folder: as named, or beside the key file.
+
+    Raises:
+        UsageError: it is a URL, of whose two slashes a Path has made one.
+    """
     from ..pipeline.owner import default_folder
+
+    if folder is not None and re.match(r"[a-z][a-z0-9+.-]+:/", str(folder)) and not folder.exists():
+        raise UsageError(f"--owner takes a folder of this machine, beside the key, got the URL {folder}")
 
     return lambda store_id: folder if folder is not None else default_folder(key_path, store_id)
 

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,11 +53,12 @@ def finish_preview(preview: Any, as_json: bool) -> None:
     counts = f"{preview.inputs} inputs = {preview.outputs} outputs + {len(preview.quarantined)} quarantined"
     size = f"{preview.output_bytes / 1e6:.1f} MB" + ("" if preview.exact else " of pixels")
     done = f" ({preview.shards_done} done)" if preview.shards_done else ""
+    free = "" if preview.free_bytes is None else f"; the target's disk has {preview.free_bytes / 1e6:.1f} MB free"
     lines = [
         f"{preview.command} would give: {counts}; nothing was written",
         f"  store {preview.store_id}: {preview.source_kind} to {preview.kind} of {preview.dtype}",
         f"  shapes {', '.join(f'{count} x {shape}' for shape, count in preview.shapes.items()) or 'several'}",
-        f"  {preview.shards} shards{done}, {size}; the target's disk has {preview.free_bytes / 1e6:.1f} MB free",
+        f"  {preview.shards} shards{done}, {size}{free}",
         f"  the owner's folder: {preview.owner}",
     ]
     word = "cannot be taken" if preview.refused else "quarantined"
@@ -66,6 +67,17 @@ def finish_preview(preview: Any, as_json: bool) -> None:
     answer(preview.as_dict(), as_json, "\n".join(lines))
     if preview.quarantined:
         raise typer.Exit(1 if preview.refused else 3)
+
+
+@contextmanager
+def telling() -> Iterator[Callable[[str], None]]:
+    """What takes lines, such as how to go on with a stopped job, and shows them on stderr after the block."""
+    left: list[str] = []
+    try:
+        yield left.append
+    finally:
+        for text in left:
+            console().print(text, style="yellow", highlight=False, markup=False)
 
 
 def load_key(path: Path, passphrase_file: Path | None) -> Key:

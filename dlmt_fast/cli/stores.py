@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import Destination, DryRun, Json, KeyFile, MaybeKeyFile, Owner, PassphraseFile, ProgressMode, owner_of
+from .options import (
+    Check,
+    Destination,
+    DryRun,
+    Json,
+    KeyFile,
+    MaybeKeyFile,
+    Owner,
+    PassphraseFile,
+    ProgressMode,
+    Resume,
+    Workers,
+    owner_of,
+)
 from .progress import shown
-from .shared import finish, finish_preview, load_key
+from .shared import cpus, finish, finish_preview, load_key, telling
 
 
 def decrypt(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="A store that dlmt encrypt wrote.")],
+    source: Annotated[str, typer.Argument(metavar="SRC", help="A store that dlmt encrypt wrote, or its URL.")],
     target: Destination,
     key_path: KeyFile,
     passphrase_file: PassphraseFile = None,
+    workers: Workers = None,
+    resume: Resume = False,
+    check: Check = False,
     owner: Owner = None,
     progress_mode: ProgressMode = "auto",
     dry_run: DryRun = False,
@@ -26,16 +41,17 @@ def decrypt(
     from ..pipeline import decrypt_store, preview_decrypt
 
     key = load_key(key_path, passphrase_file)
+    folder, count = owner_of(key_path, owner), cpus() if workers is None else workers
     if dry_run:
-        finish_preview(preview_decrypt(source, target, key, owner_of(key_path, owner)), as_json)
+        finish_preview(preview_decrypt(source, target, key, folder, resume, check), as_json)
         return
-    with shown("decrypt", progress_mode, as_json) as progress:
-        summary = decrypt_store(source, target, key, owner_of(key_path, owner), progress)
+    with telling() as tell, shown("decrypt", progress_mode, as_json, count) as progress:
+        summary = decrypt_store(source, target, key, folder, progress, count, resume, check, tell=tell)
     finish(summary, as_json)
 
 
 def verify(
-    target: Annotated[Path, typer.Argument(metavar="DST", help="A store that dlmt encrypt wrote.")],
+    target: Annotated[str, typer.Argument(metavar="DST", help="A store that dlmt encrypt wrote, or its URL.")],
     key_path: MaybeKeyFile = None,
     passphrase_file: PassphraseFile = None,
     owner: Owner = None,

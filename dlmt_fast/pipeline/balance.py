@@ -17,6 +17,7 @@ from ..stores.parquet_format import read_footer, read_rows
 from ..stores.tar_index import read_index
 from .formats import format_of
 from .formats.folder import read_shard_listing
+from .remote_storage import downloaded
 
 #: From where labels lie ("class folders", a labels file) to the number of samples of each class.
 Classes: TypeAlias = dict[str, Counter[str]]
@@ -43,7 +44,9 @@ class Openly:
 
     def _folder(self) -> None:
         for shard in self._manifest.shards:
-            for entry in read_shard_listing(self._root, shard):
+            with downloaded(self._root, [shard.name]) as folder:
+                listing = read_shard_listing(folder, shard)
+            for entry in listing:
                 self._see(entry.name)
                 self._count("class folders", [entry.name.partition("/")[0]] if "/" in entry.name else [])
 
@@ -68,12 +71,15 @@ class Openly:
 
     def _npy(self) -> None:
         for extra in self._manifest.extras:
-            count = npy_arrays.read_array_header(self._root / extra.name).shape[0]
-            self._count_array(extra, npy_arrays.read_labels(self._root / extra.name, count))
+            with downloaded(self._root, [extra.name]) as folder:
+                count = npy_arrays.read_array_header(folder / extra.name).shape[0]
+                self._count_array(extra, npy_arrays.read_labels(folder / extra.name, count))
 
     def _idx(self) -> None:
         for extra in self._manifest.extras:
-            self._count_array(extra, np.frombuffer(idx.read_labels(self._root / extra.name)[8:], np.uint8))
+            with downloaded(self._root, [extra.name]) as folder:
+                labels = np.frombuffer(idx.read_labels(folder / extra.name), np.uint8, offset=idx.LABELS_HEADER)
+            self._count_array(extra, labels)
 
     def _count_array(self, extra: Published, labels: Any) -> None:
         values, counts = np.unique(labels, return_counts=True)
@@ -81,7 +87,8 @@ class Openly:
         self.classes[extra.name] = Counter(found)
 
     def _zarr(self) -> None:
-        labels = format_of("zarr").stored_labels(self._root, self._manifest)
+        with downloaded(self._root, [extra.name for extra in self._manifest.extras]) as folder:
+            labels = format_of("zarr").stored_labels(folder, self._manifest)
         for shard, values in zip(self._manifest.shards, labels, strict=True):
             self._count(f"beside {shard.name.partition('/')[0]}", values or [])
 

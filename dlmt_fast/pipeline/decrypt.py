@@ -3,217 +3,186 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ..errors import StoreDamagedError, StoreError
-from ..functional import decrypt
+from ..errors import ParameterError, StoreError
 from ..keys import Key
 from ..stores.contract import Published
-from ..stores.digests import digest64, repeated
-from .formats import Place, StoredBatch
-from .formats.contract import check_published, publish_extra
-from .order import Order
-from .owner import OwnerFolder
-from .reordered import ReorderedWriter
-from .shuffle import array_of_labels, reordered
-from .stored import StoredImages
+from ..stores.location import located
+from ..stores.publish import OS, FileOps
+from .formats import Place
+from .formats.contract import publish_extra
+from .locks import JobLocks
+from .plain_planned import PlannedDecrypt
+from .plain_shard import PlainDuty, PlainTask, PlainWork
+from .processes import run_here, run_in_processes
+from .slices import WHOLE
 from .summary import Advance, Progress, Summary, counter, no_progress
-from .target import Target
-from .worker import write_kept
 
 
 def decrypt_store(
-    source_path: Path,
-    target_path: Path,
+    source_path: str | Path,
+    target_path: str | Path,
     key: Key,
     owner_folder: Callable[[str], Path],
     progress: Progress = no_progress,
+    workers: int = 1,
+    resume: bool = False,
+    check: bool = False,
+    ops: FileOps = OS,
+    tell: Callable[[str], None] = lambda text: None,
 ) -> Summary:
-    """Recover the images of a store: a folder of PNG files under their original names, or IDX or .npy files.
+    """Recover the images of a store: a store of the same kind, a folder's images as PNG under their original names.
+
+    A shard counts once its entry is in the target's journal, a hidden folder that ends with the job. A decrypt that is
+    stopped, fails or is killed after that leaves its shards; the same call with `resume` does the rest. One that stops
+    before any shard counts leaves the target as it was.
 
     Args:
-        source_path: a store that `encrypt_store` wrote.
-        target_path: a new folder, or a new file for a store that is one file.
+        source_path: a store that `encrypt_store` wrote, or its URL.
+        target_path: a new folder of this machine, or a new file for a store that is one file.
         owner_folder: from the store's id to the owner's folder. Without it names stay hidden, and min-max stores
             cannot be decrypted.
+        progress: called with a `Standing` as work is done.
+        workers: how many shards are worked on at once, each in a process of its own; one shard, or IDX or .npy files,
+            are done in this process.
+        resume: go on with this same decrypt where it was stopped or killed; with nothing there, start.
+        check: with `resume`, compare the digests of what is there, not only the sizes.
+        ops: the disk.
+        tell: called with what is left and how to go on, when the job stops before its end.
 
     Raises:
         WrongKeyError: the store was made with another key.
         StoreDamagedError: a file is not the one that was published.
-        DlmtError: anything else that is wrong. The target is then as it was.
+        StoreError: among others, `resume` with another store, or with other ledgers; the message says what differs.
+        DlmtError, OSError: whatever else is wrong.
     """
+    if check and not resume:
+        raise ParameterError("check is about what a stopped decrypt left: it goes with resume")
+    if workers < 1:
+        raise ParameterError(f"workers must be at least 1, got {workers}")
     started = time.perf_counter()
-    store = StoredImages(source_path, key)
-    manifest, single = store.manifest, not source_path.is_dir()
-    target = Target(target_path, single, source_path, overwrite=False)
-    owner = OwnerFolder(owner_folder(manifest.store_id), store.seal)
+    source_path, target_path = located(source_path), located(target_path)
+    job = PlannedDecrypt(source_path, target_path, key, owner_folder, resume, ops)
+    manifest = job.store.manifest
     summary = Summary("decrypt", str(source_path), str(target_path), manifest.store_id, manifest.kind, "uint8")
-    ledgers = [f"ledger-{index:05d}.bin" for index in range(len(manifest.shards))]
-    target.begin(manifest.store_id)
-    written: list[str] = []
-    extras: dict[str, str] = {}
-    done: list[Published] = []
-    try:
-        originals = OriginalNames(
-            lambda: (_names_of(owner.read_ledger(i, shard.sha256)) for i, shard in enumerate(manifest.shards))
-        )
-        advance = counter(progress, manifest.count)
-        for index, shard in enumerate(manifest.shards):
-            ledger = owner.read_ledger(index, shard.sha256)
-            if ledger is None and store.needs_bounds:
-                raise StoreError(
-                    f"this store was made with {store.header['normalize']}: decrypting needs the ledger in the owner's "
-                    f"folder, and {owner.root} has none; --owner DIR names another folder"
-                )
-            published, names = _decrypt_shard(store, shard, index, ledger or {}, originals, target, advance)
-            written += names
-            labels, restored = store.form.labels_name(shard.name), store.form.labels_name(published.name)
-            if labels is not None and restored is not None:
-                extras[labels] = restored
-            done.append(published)
-            summary.add(shard.count, published, [])
-        for name, data in _extras(store, done, extras):
-            target.refuse_unknown([name])
-            written.append(name)
-            publish_extra(Place(target.root, manifest.store_id), name, data)
-        target.finish(None, manifest.store_id)
-    except BaseException:
-        target.give_up(written)
-        raise
-    missing = [name for name in ledgers if not (owner.root / name).exists()]
-    if store.form.named and missing:
-        which = "no ledger" if len(missing) == len(ledgers) else f"no {missing[0]} ({len(missing)} are missing)"
-        summary.notes.append(f"original names are not restored: {owner.root} has {which} (--owner DIR)")
+    with job.begin() as locks:
+        run = _Run(job, workers, locks)
+        try:
+            run.start(check, summary)
+            run.work(progress)
+            run.finish(summary)
+        except BaseException:
+            run.stop(tell)
+            raise
+    if job.store.form.named and job.names.missing:
+        summary.notes.append(f"original names are not restored: {job.owner.root} {job.names.lacking} (--owner DIR)")
     summary.seconds = time.perf_counter() - started
     return summary
 
 
-def _extras(store: StoredImages, done: list[Published], renamed: dict[str, str]) -> Iterator[tuple[str, bytes]]:
-    """(name, content) of what belongs to no shard: the store's own with its labels, or, where that makes shards one
-    whole, the like of it for the decrypted ones."""
-    manifest = store.manifest
-    if store.form.joined:
-        labels = [
-            _in_order(values, store.order(index))
-            for index, values in enumerate(store.form.stored_labels(store.root, manifest))
-        ]
-        yield from store.form.closing("uint8", manifest.shape, done, labels)
-        return
-    for extra in manifest.extras:
-        check_published(store.root / extra.name, extra)
-        data = (store.root / extra.name).read_bytes()
-        if store.order(0) is not None:
-            array = array_of_labels(extra.name, [shard.name for shard in manifest.shards])
-            data = reordered(data, extra.name, _rows(store.order(array), manifest.shards[array].count))
-        yield renamed.get(extra.name, extra.name), data
+class _Run:
+    """A decrypt that holds its lock: worked on, then finished or stopped."""
 
+    def __init__(self, job: PlannedDecrypt, workers: int, locks: JobLocks) -> None:
+        self._job, self._workers, self._locks = job, workers, locks
+        self._count = len(job.store.manifest.shards)
+        self._done = bytearray(self._count)  # a byte a shard
+        self._sizes = 0
+        self._begun: dict[int, PlainTask] = {}
 
-def _in_order(labels: Sequence[int] | None, order: Order | None) -> Sequence[int] | None:
-    """Labels of an array as they lay before it was shuffled."""
-    if labels is None or order is None:
-        return labels
-    return [labels[row] for row in _rows(order, len(labels))]
+    def start(self, check: bool, summary: Summary) -> None:
+        """Find what an earlier attempt did, and remove what it left half-written."""
+        job = self._job
+        if not job.target.resumed:
+            return
+        job.target.sweep(job.id, WHOLE)
+        job.journal.sweep(WHOLE)
+        if job.target.ended:  # nothing is left but to clear up
+            self._done = bytearray(b"\1" * self._count)
+            summary.notes.append("resumed: all was done already, and only clearing up was left")
+            return
+        for index in range(self._count):
+            entry = job.counted(index, check)
+            if entry is not None:
+                self._note(index, entry.published)
+        if any(self._done):
+            summary.notes.append(f"resumed: {sum(self._done)} of {self._count} shards were done already")
 
+    def work(self, progress: Progress) -> None:
+        """Do the shards that do not count yet."""
+        shards = self._job.store.manifest.shards
+        advance = counter(progress, self._job.store.manifest.count)
+        advance(sum(shard.count for shard, done in zip(shards, self._done, strict=True) if done))
+        with closing(self._engine(advance)) as done:
+            for task, published in done:
+                self._note(task.index, published)
+                del self._begun[task.index]
 
-def _rows(order: Order | None, count: int) -> Any:
-    """Where each sample of an array stands in the store."""
-    return np.arange(count) if order is None else order.place(range(count))
+    def finish(self, summary: Summary) -> None:
+        """Publish what belongs to no shard, and clear up; then nothing of the job is left but its files."""
+        job = self._job
+        if not job.target.ended:
+            for name, data in job.extras(self._published):
+                self._publish_extra(name, data)
+            job.target.end(job.id)
+        job.journal.remove()
+        job.target.finish(None, job.id)
+        manifest = job.store.manifest
+        summary.add(manifest.count, Published("", manifest.count, self._sizes, ""), [])
 
+    def stop(self, tell: Callable[[str], None]) -> None:
+        """After a failure: what counts stays, nothing half-done does. Says how to go on where there is something."""
+        job = self._job
+        if not job.target.marked:  # the very last step failed
+            tell("all is decrypted, and only clearing up was not ended")
+            return
+        job.journal.sweep(WHOLE)  # a worker that was ended had no time to
+        for index, task in self._begun.items():
+            entry = job.counted(index, False)
+            if entry is None:
+                job.target.discard(job.names.files(task))
+            else:
+                self._note(index, entry.published)
+        if not (any(self._done) or job.target.resumed):
+            job.journal.remove()
+        if job.target.stop(job.id, any(self._done), WHOLE):
+            tell(
+                f"{sum(self._done)} of {self._count} shards are done and stay, nothing half-written does; "
+                "the same command with --resume goes on"
+            )
 
-def _decrypt_shard(
-    store: StoredImages,
-    shard: Published,
-    index: int,
-    ledger: dict[str, Any],
-    originals: OriginalNames,
-    target: Target,
-    advance: Advance,
-) -> tuple[Published, list[str]]:
-    plain = store.form.plain_name
-    restored = {stored: plain(originals.name(original), stored) for stored, original in _names_of(ledger).items()}
-    by_place = dict(enumerate(restored.values()))  # where the store keeps no names, the order tells
-    bounds = np.array(ledger.get("bounds", []), np.int32)
-    ledger_order = _ledger_order(ledger)
-    names: list[str] = []
-    opened, one_file = store.open(shard), store.form.one_file
-    name = target.path.name if target.single else str(ledger.get("file", shard.name))
-    if one_file:
-        target.refuse_unknown([name])
-    place = Place(target.root, store.manifest.store_id)
-    writer = opened.plain_writer(place, index, name)
-    order = store.order(index)
-    if order is not None:
-        writer = ReorderedWriter(writer, order, shard.count, place, index)
-    try:
-        for batch in opened.read():
-            plan = store.plans.of(batch.images)
-            limits = bounds[_positions(batch, ledger_order)] if len(bounds) else None
-            if limits is None and store.needs_bounds and len(batch.images):
-                raise StoreDamagedError(f"the ledger of shard {index} holds no bounds")
-            images = decrypt(batch.images, plan, bounds=limits)
-            outputs = [
-                by_place.get(batch.position + i, "") if not name else restored.get(name, _as_png_stored(name))
-                for i, name in enumerate(batch.names)
-            ]
-            run = range(batch.position, batch.position + len(images))
-            write_kept(writer, run, outputs, images, batch.labels, batch.kept)
-            names += outputs
-            advance(len(images), images.nbytes)
-        if not one_file:
-            target.refuse_unknown(names)
-        published = writer.publish()
-    except BaseException:
-        writer.abort()
-        raise
-    return published, [published.name] if one_file else names
+    def _engine(self, advance: Advance) -> Generator[tuple[PlainTask, Published], None, None]:
+        job, left = self._job, self._count - sum(self._done)
+        # Reading and writing whole arrays takes less time than starting processes.
+        processes = min(self._workers, left) if job.store.form.named else 1
+        if processes > 1:
+            duty = PlainDuty(job.context(threads=1))
+            return run_in_processes(duty, self._tasks(), processes, advance, self._locks.descriptor)
+        return run_here(PlainWork(job.context(threads=None), job.store).make, self._tasks(), advance)
 
+    def _tasks(self) -> Iterator[PlainTask]:
+        """The work, entered in `_begun` when it is asked for."""
+        for index in range(self._count):
+            if not self._done[index]:
+                self._begun[index] = task = self._job.names.task(index)
+                yield task
 
-def _as_png_stored(name: str) -> str:
-    return name.removesuffix(".npy").removesuffix(".png") + ".png"
+    def _note(self, index: int, published: Published) -> None:
+        self._done[index] = 1
+        self._sizes += published.size
 
+    def _published(self, index: int) -> Published:
+        entry = self._job.journal.read(index)
+        if entry is None:
+            raise StoreError(f"the entry of shard {index} in {self._job.journal.root} is gone; --resume does it again")
+        return entry.published
 
-def _ledger_order(ledger: dict[str, Any]) -> dict[str, int]:
-    """Where each stored name's bounds are in the ledger."""
-    return {name: place for place, (name, _) in enumerate(ledger.get("names", []))}
-
-
-def _positions(batch: StoredBatch, order: dict[str, int]) -> list[int]:
-    if order and all(batch.names):
-        return [order[name] for name in batch.names]
-    return list(range(batch.position, batch.position + len(batch.images)))
-
-
-def _names_of(ledger: dict[str, Any] | None) -> dict[str, str]:
-    """From stored names to original ones."""
-    return dict((ledger or {}).get("names", []))
-
-
-class OriginalNames:
-    """Original names as PNG: `a.jpg` comes back as `a.png`, or as `a.jpg.png` where two originals of the store differ
-    in the suffix alone.
-
-    Args:
-        ledgers: gives each shard's names, from stored to original, anew at each call.
-    """
-
-    def __init__(self, ledgers: Callable[[], Iterable[dict[str, str]]]) -> None:
-        self._twice = repeated(_as_png(name) for names in ledgers() for name in names.values())
-        apart = (self._apart(name) for names in ledgers() for name in names.values())
-        self._full = bool(self._twice) and bool(repeated(apart))  # a.jpg, a.png and a.jpg.jpg
-
-    def name(self, original: str) -> str:
-        """What the image of an original is called."""
-        return f"{original}.png" if self._full else self._apart(original)
-
-    def _apart(self, original: str) -> str:
-        plain = _as_png(original)
-        return f"{original}.png" if digest64(plain) in self._twice else plain
-
-
-def _as_png(path: str) -> str:
-    folder, slash, last = path.rpartition("/")
-    return folder + slash + (last.rpartition(".")[0] or last) + ".png"
+    def _publish_extra(self, name: str, data: bytes) -> None:
+        """An attempt before this one may have published it."""
+        path, job = self._job.target.root / name, self._job
+        if not path.is_file() or path.read_bytes() != data:
+            job.target.refuse_unknown([name])
+            publish_extra(Place(job.target.root, job.id, job.ops), name, data)

@@ -9,32 +9,37 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
+from ..errors import StoreError, UsageError
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Published, ShardSpec
+from ..stores.location import is_remote, located
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, remove_leftovers
 from .duplicates import dropped_of, find_duplicates
 from .engines import run_tasks
-from .finished import finished
-from .formats import Place
-from .formats.contract import publish_extra
+from .finished import finished, just_finished
 from .job import header
 from .locks import JobLocks
 from .options import JobOptions
 from .planned import PlannedJob, kept_of, plan_job
 from .ray_engine import check_ray
+from .remote_storage import check_access, shard_files
 from .slices import Slice
 from .sources import keep_sources
 from .summary import Progress, Summary, counter, no_progress
 from .worker import ShardResult, Task
 
 _SHOWN = 20  # classes that the summary names
+_UNCONDITIONAL = (
+    "the target's server does not refuse to write over an object (If-None-Match): each was looked for before it was "
+    "written, so a second writer of the same name at the same moment would not have been seen"
+)
 
 
 def encrypt_store(
-    source_path: Path,
-    target_path: Path,
+    source: str | Path,
+    target: str | Path,
     key: Key,
     scheme: DLMT,
     owner_folder: Callable[[str], Path],
@@ -52,8 +57,10 @@ def encrypt_store(
     counts leaves the target as it was.
 
     Args:
-        source_path: a folder of images, an IDX or .npy file, a folder of such files, or CIFAR-10 or CIFAR-100.
-        target_path: a file where the source is one of images, else a folder.
+        source: a folder of images, an IDX or .npy file, a folder of such files, or CIFAR-10 or CIFAR-100; or a URL of
+            such, see `located`.
+        target: a file where the source is one of images, else a folder; or a URL of such on S3, Google's or Azure's
+            storage.
         owner_folder: from the store's id to the folder for job record, journal, ledger and quarantine lists.
         source_kind: "folder", "idx", "cifar" or "npy" where the content does not tell.
         progress: called with a `Standing` as work is done.
@@ -69,9 +76,13 @@ def encrypt_store(
         DlmtError, OSError: whatever else is wrong.
     """
     options, started = options or JobOptions(), time.perf_counter()
+    source_path, target_path = located(source), located(target)
+    check_access(target_path)
     if options.engine == "ray":
         check_ray()
-        source_path, target_path = source_path.absolute(), target_path.absolute()  # tasks run in other folders
+        source_path, target_path = (  # tasks run in other folders
+            path if is_remote(path) else path.absolute() for path in (source_path, target_path)
+        )
     job = plan_job(
         source_path, target_path, key, scheme, owner_folder, options, source_kind, target_named, ops
     )  # fmt: skip
@@ -79,6 +90,8 @@ def encrypt_store(
     if options.slice.number > len(job.shards):
         summary.notes.append(f"slice {options.slice} has nothing to do: the job has {len(job.shards)} shards")
         return summary
+    if not job.target.storage.shared and (options.engine == "ray" or (options.workers or 1) > 1):
+        raise UsageError(f"{target_path} is seen by one process alone; use --workers 1 and no Ray")
     job.owner.prepare(job.target.path)
     with JobLocks(job.owner.root, options.slice) as locks:
         run = _Run(job, ops, locks)
@@ -123,7 +136,7 @@ class _Run:
                 self._begin()
                 return
             target.go_on(job.store_id, owner.read_replaced())
-        target.sweep(job.store_id, self._slice)
+        target.sweep(job.store_id, self._slice, self._files)
         self._look_for(self._shards, job.options.check)
         if self._results:
             summary.notes.append(f"resumed: {len(self._results)} of {self._counted()} were done already")
@@ -137,6 +150,7 @@ class _Run:
         advance(sum(len(shard.samples) for shard in self._shards if shard.index in self._results))
         if todo and job.target.resumed:
             job.target.unfinish()
+            self._discard_lost(todo)
         engine = run_tasks(job, self._tasks(todo), len(todo), advance, self._locks.descriptor, self._ops)
         with closing(engine) as done:
             for task, result in done:
@@ -159,7 +173,7 @@ class _Run:
                 summary.notes.append(f"slice {self._slice} is done; {words}")
                 self._locks.release()
             else:
-                self._publish()
+                self._publish(summary)
         if not (words or self._slice.whole):
             summary.notes.append(f"slice {self._slice} was the last: the store is finished")
 
@@ -178,49 +192,74 @@ class _Run:
             words.append(f"{counts[number]} of slice {number} ({holder or 'which does not run'})")
         return len(missing), f"{len(missing)} shards are left: {', '.join(words)}" if words else ""
 
-    def _publish(self) -> None:
+    def _publish(self, summary: Summary) -> None:
         """Labels and manifest, without what only the replaced store had."""
         job, target = self._job, self._job.target
-        remove_leftovers({target.root, job.owner.root}, job.store_id, self._ops)
+        target.sweep(job.store_id, None)
+        remove_leftovers([job.owner.root], job.store_id, self._ops)
         published = tuple(self._results[shard.index].published for shard in job.shards)
         if target.resumed and job.options.engine == "ray":
-            target.sweep(job.store_id, self._slice)  # tasks of a dead driver hold no lock, and may have ended after it
+            # Tasks of a dead driver hold no lock, and may have ended after it.
+            target.sweep(job.store_id, self._slice, self._files)
         extras = [*self._copy_labels(), *self._close(published)]
         if target.old:
             for shard in published:
-                target.keep(job.form.files(target.root, shard))
+                target.keep(shard_files(target.root, job.form, shard))
         target.keep(extra.name for extra in extras)
         sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape, job.source.named))
         count = sum(shard.count for shard in published)
         manifest = Manifest(job.kind, job.store_id, job.dtype, job.shape, count, published, tuple(extras), sealed)
         target.finish(manifest, job.store_id)
+        if not target.storage.conditional:
+            summary.notes.append(_UNCONDITIONAL)
         job.owner.forget_replaced()
 
     def stop(self, tell: Callable[[str], None]) -> None:
         """After a failure: what counts stays, nothing half-done does. Says how to go on where there is something."""
-        job, target, results = self._job, self._job.target, self._results
-        job.owner.sweep(self._slice)  # a worker that was ended had no time to
-        for task in self._begun.values():
-            if finished(target.root, job.form, task.shard, job.store_id, job.owner, False) is None:
-                target.discard(job.files_of(task.shard))
-            else:
-                results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
-        with self._locks.gate():
-            resumable = target.stop(job.store_id, bool(results) or not self._slice.whole, self._slice)
+        try:
+            resumable = self._clear_up()
+        except (StoreError, OSError) as error:
+            if not is_remote(self._job.target.root):
+                raise
+            # It may be out of reach, which the job then stops for: that error is the one to be told.
+            tell(f"what is half-written could not be removed; the same command with --resume does that ({error})")
+            return
         if resumable:
-            done = sum(shard.index in results for shard in self._shards)
+            done = sum(shard.index in self._results for shard in self._shards)
             tell(
                 f"{done} of {self._counted()} are done and stay, nothing half-written does; "
                 "the same command with --resume goes on"
             )
 
+    def _clear_up(self) -> bool:
+        """Whether there is something to resume."""
+        job, target, results = self._job, self._job.target, self._results
+        job.owner.sweep(self._slice)  # a worker that was ended had no time to
+        for task in self._begun.values():
+            if just_finished(target.root, job.form, task.shard, job.store_id, job.owner) is None:
+                target.discard(job.files_of(task.shard))
+            else:
+                results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
+        with self._locks.gate():
+            return target.stop(job.store_id, bool(results) or not self._slice.whole, self._slice, self._files)
+
     def _look_for(self, shards: list[ShardSpec], check: bool) -> None:
         """Enter the results of those that count."""
         job = self._job
-        for shard in shards:
-            result = finished(job.target.root, job.form, shard, job.store_id, job.owner, check)
-            if result is not None:
-                self._results[shard.index] = result
+        self._results |= finished(job.target.root, job.form, shards, job.store_id, job.owner, check)
+
+    def _discard_lost(self, todo: list[ShardSpec]) -> None:
+        """What counted once and does not any more is removed first where nothing is written over."""
+        job = self._job
+        for shard in todo:
+            if is_remote(job.target.root) and job.owner.has_journal(shard.index):
+                job.target.discard(job.files_of(shard))
+
+    def _files(self) -> Iterator[str]:
+        """The files that this slice publishes, or whoever finishes the job."""
+        for shard in self._shards:
+            yield from self._job.files_of(shard)
+        yield from (name for _, name in self._job.labels())
 
     def _look_for_duplicates(self, summary: Summary, progress: Progress) -> None:
         found = find_duplicates(self._job, progress)
@@ -252,12 +291,12 @@ class _Run:
         """Labels pass: training needs them."""
         copied = []
         for original, name in self._job.labels():
-            data = self._job.labels_data(original, name)
-            copied.append(publish_extra(self._place(), name, data))
+            copied.append(self._extra(name, self._job.labels_data(original, name)))
         return copied
 
-    def _place(self) -> Place:
-        return Place(self._job.target.root, self._job.store_id, self._ops)
+    def _extra(self, name: str, data: bytes) -> Published:
+        job = self._job
+        return job.target.publish(name, data, job.store_id, anew=job.options.check)
 
     def _close(self, published: Sequence[Published]) -> list[Published]:
         """Publish what makes the shards one whole, where there is such."""
@@ -266,7 +305,7 @@ class _Run:
             return []
         labels = [job.written_labels(shard) for shard in job.shards]
         files = job.form.closing(job.dtype, job.shape, published, labels)
-        return [publish_extra(self._place(), name, data) for name, data in files]
+        return [self._extra(name, data) for name, data in files]
 
 
 def _notes(job: PlannedJob) -> list[str]:

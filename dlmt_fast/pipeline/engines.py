@@ -9,7 +9,7 @@ from .planned import PlannedJob
 from .processes import run_here, run_in_processes
 from .ray_engine import run_on_ray
 from .summary import Advance
-from .worker import JobContext, ShardResult, Task
+from .worker import JobContext, ShardDuty, ShardResult, Task
 
 
 def run_tasks(
@@ -31,8 +31,10 @@ def run_tasks(
     # Reading and writing whole arrays takes less time than starting processes.
     processes = min(workers, count) if job.source.named or job.form.named else 1
     if processes > 1:
-        return run_in_processes(_context(job, ops, 1, 1), job.owner, tasks, processes, advance, lock)
-    return run_here(_context(job, ops, workers, None), job.owner, tasks, advance)
+        duty = ShardDuty(_context(job, ops, 1, 1), job.owner.root)
+        return run_in_processes(duty, tasks, processes, advance, lock)
+    duty = ShardDuty(_context(job, ops, workers, None), job.owner.root)
+    return run_here(duty.begin(), tasks, advance)
 
 
 def _context(job: PlannedJob, ops: FileOps, decoders: int, threads: int | None) -> JobContext:
@@ -49,4 +51,5 @@ def _context(job: PlannedJob, ops: FileOps, decoders: int, threads: int | None) 
         threads=threads,
         ops=ops,
         versions=job.record["versions"],
+        conditional=job.target.storage.conditional,
     )

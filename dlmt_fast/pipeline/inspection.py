@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ..keys import Key
+from ..stores import remote
 from ..stores.contract import Refused, Shape
-from ..stores.manifest import Manifest, manifest_path, read_manifest
-from ..stores.walk import files_below
+from ..stores.location import is_remote, located
+from ..stores.manifest import Manifest, is_single, manifest_path, read_manifest
+from ..stores.reading import read_file
+from ..stores.walk import exists, files_below, glanced, hidden_part, is_file, is_folder
 from .audit import job_inputs
 from .balance import Classes, Openly, source_classes
 from .open import open_source
 from .options import JobOptions
 from .owner import OwnerFolder
+from .remote_storage import check_access
 from .seal import StoreSeal
 from .stored import StoredImages
 from .target import marker_of
@@ -66,13 +70,13 @@ class Inspection:
 
 
 def inspect_store(
-    path: Path,
+    place: str | Path,
     key: Key | None = None,
     owner_folder: OwnerOf | None = None,
     options: JobOptions | None = None,
     source_kind: str | None = None,
 ) -> Inspection:
-    """What is at `path`. Digests are not compared, but for what is read: that is `verify_store`'s work.
+    """What is at a path or URL. Digests are not compared, but for what is read: that is `verify_store`'s work.
 
     Args:
         key: opens a store's sealed header.
@@ -84,19 +88,27 @@ def inspect_store(
         StoreError: nothing is there, or nothing that can be read. StoreDamagedError: a file is not as it was published.
         WrongKeyError: the store was made with another key.
     """
+    path = located(place)
+    check_access(path)
     if source_kind is not None:
         return _source(path, options or JobOptions(), source_kind)
-    if path.exists() and manifest_path(path).exists():
+    if is_store(path):
         return _store(path, key, owner_folder)
-    if marker_of(path) is not None or any(path.glob("dlmt-shard-*.txt")):
+    listed = is_folder(path) and any(entry.name.startswith("dlmt-shard-") for entry in glanced(path))
+    if listed or marker_of(path) is not None:
         return _unfinished(path, key, owner_folder)
     return _source(path, options or JobOptions(), None)
+
+
+def is_store(path: Path) -> bool:
+    """Whether a finished store is there."""
+    return exists(path) and is_file(manifest_path(path))
 
 
 def _store(path: Path, key: Key | None, owner_folder: OwnerOf | None) -> Inspection:
     manifest = read_manifest(path)
     found = Inspection(str(path), "store", manifest.kind, manifest.store_id, manifest.dtype, manifest.count)
-    openly = Openly(path if path.is_dir() else path.parent, manifest)
+    openly = Openly(path.parent if is_single(path) else path, manifest)
     found.classes = _plain(openly.classes)
     found.shapes = {} if manifest.shape is None else _named({manifest.shape: manifest.count})
     found.shards = len(manifest.shards)
@@ -144,11 +156,11 @@ def _unfinished(path: Path, key: Key | None, owner_folder: OwnerOf | None) -> In
     found = Inspection(str(path), "unfinished")
     marker = marker_of(path)
     if marker is not None:
-        found.store_id = marker.read_text("ascii", "replace")
+        found.store_id = read_file(marker).decode("ascii", "replace").strip()
     found.files, found.bytes = 0, 0
-    for name in files_below(path) if path.is_dir() else ():
-        if not name.rpartition("/")[2].startswith((".dlmt-job", ".tmp-")):
-            found.files, found.bytes = found.files + 1, found.bytes + (path / name).lstat().st_size
+    for name, size in _files(path) if is_folder(path) else ():
+        if not hidden_part(name):  # markers and what is half-written
+            found.files, found.bytes = found.files + 1, found.bytes + size
     if key is not None and owner_folder is not None and found.store_id:
         owner = OwnerFolder(owner_folder(found.store_id), StoreSeal(key, found.store_id))
         record = owner.read_record()
@@ -157,6 +169,15 @@ def _unfinished(path: Path, key: Key | None, owner_folder: OwnerOf | None) -> In
             found.inputs = sum(stop - start for start, stop in record["shards"])
             found.shards_done = sum(owner.has_journal(index) for index in range(found.shards))
     return found
+
+
+def _files(folder: Path) -> Iterator[tuple[str, int]]:
+    """(relative path, size) of all files of a folder."""
+    if is_remote(folder):
+        yield from ((found.path, found.size) for found in remote.files_below(folder))
+        return
+    for name in files_below(folder):
+        yield name, (folder / name).lstat().st_size
 
 
 def _source(path: Path, options: JobOptions, kind: str | None) -> Inspection:

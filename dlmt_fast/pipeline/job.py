@@ -26,6 +26,11 @@ def versions() -> dict[str, str]:
     return {"dlmt-fast": __version__, "pillow": PIL.__version__, "numpy": np.__version__}
 
 
+def library_versions(libraries: Sequence[str]) -> dict[str, str]:
+    """`versions`, and those of the packages that write a target's files."""
+    return versions() | {name: version(name) for name in libraries}
+
+
 def refuse_other_versions(recorded: Mapping[str, str]) -> None:
     """Refuse to work on shards of a job whose record has other versions than this process.
 
@@ -53,7 +58,7 @@ def job_record(
     """The record whose keyed digest is the store's id; `libraries` write the target's files."""
     files, digest = 0, hashlib.sha256()
     for stamp in source.stamps():
-        digest.update(canonical_json([stamp.path, stamp.size, stamp.mtime_ns]) + b"\n")
+        digest.update(canonical_json([stamp.path, stamp.size, stamp.state]) + b"\n")
         files += 1
     return {
         "contract": CONTRACT,
@@ -62,7 +67,7 @@ def job_record(
         "target": target_kind,
         "scheme": scheme.params,
         "options": options.recorded(),
-        "versions": versions() | {name: version(name) for name in libraries},
+        "versions": library_versions(libraries),
     }
 
 

@@ -10,9 +10,12 @@ from ..stores.contract import Source
 from ..stores.folder import FolderSource
 from ..stores.folder import Options as FolderOptions
 from ..stores.idx import IdxSource, looks_like_idx
+from ..stores.location import located
 from ..stores.npy_arrays import NpySource, looks_like_npy
 from ..stores.parquet import Decoding as ParquetDecoding
 from ..stores.parquet import ParquetSource, looks_like_parquet
+from ..stores.remote_errors import remote_errors
+from ..stores.walk import exists, is_folder
 from ..stores.webdataset import Decoding, WebdatasetSource, looks_like_webdataset
 from ..stores.zarr_arrays import ZarrSource, looks_like_zarr
 from .options import JobOptions
@@ -32,7 +35,7 @@ def kind_of(path: Path, named: str | None) -> str:
         if named not in KINDS:
             raise ParameterError(f"unknown kind of store {named!r}; expected one of {', '.join(KINDS)}")
         return named
-    if not path.exists():
+    if not exists(path):
         raise StoreError(f"{path} does not exist")
     if looks_like_cifar(path):
         return "cifar"
@@ -46,7 +49,7 @@ def kind_of(path: Path, named: str | None) -> str:
         return "npy"
     if looks_like_idx(path):
         return "idx"
-    if path.is_dir():
+    if is_folder(path):
         return "folder"
     raise StoreError(
         f"{path} is neither a folder of images, nor a tar of samples, nor a Parquet, IDX or .npy file, nor an "
@@ -54,12 +57,19 @@ def kind_of(path: Path, named: str | None) -> str:
     )
 
 
-def open_source(path: Path, options: JobOptions, named: str | None = None) -> Source:
-    """A source for the store at `path`.
+def open_source(path: str | Path, options: JobOptions, named: str | None = None) -> Source:
+    """A source for the store at `path`, which may be a URL; see `located`.
 
     Raises:
         StoreError, ParameterError: see `kind_of`; or options that this kind cannot serve.
+        DlmtError, OSError: see `located` and `remote_errors`.
     """
+    place = located(path)
+    with remote_errors(place):
+        return _open_source(place, options, named)
+
+
+def _open_source(path: Path, options: JobOptions, named: str | None) -> Source:
     kind = kind_of(path, named)
     if kind == "folder":
         _refuse(options, ("keep",), "a folder of images, which have no fields")

@@ -120,7 +120,15 @@ class OwnerFolder:
 
     def write_ledger(self, shard: int, sealed: bytes) -> None:
         """Original names and per-image bounds, encrypted by `StoreSeal.seal_ledger`."""
-        self._publish(f"ledger-{shard:05d}.bin", sealed, shard)
+        self._publish(self.ledger_name(shard), sealed, shard)
+
+    def ledger_name(self, shard: int) -> str:
+        """What the file of a shard's ledger is called."""
+        return f"ledger-{shard:05d}.bin"
+
+    def has_ledger(self, shard: int) -> bool:
+        """Whether there is a ledger of a shard, whatever it holds."""
+        return (self.root / self.ledger_name(shard)).exists()
 
     def read_ledger(self, shard: int, output_sha256: str) -> dict[str, Any] | None:
         """A shard's ledger, or None where the folder has none.
@@ -129,7 +137,7 @@ class OwnerFolder:
             StoreDamagedError: it is there and does not open.
         """
         try:
-            sealed = (self.root / f"ledger-{shard:05d}.bin").read_bytes()
+            sealed = (self.root / self.ledger_name(shard)).read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             return None
         return self._seal.open_ledger(shard, output_sha256, sealed)
@@ -217,7 +225,7 @@ class OwnerFolder:
 
     def write_sources(self, part: int, stamps: Iterable[FileStamp]) -> None:
         """A part of the list of source files, encrypted."""
-        files = {"files": [[stamp.path, stamp.size, stamp.mtime_ns] for stamp in stamps]}
+        files = {"files": [[stamp.path, stamp.size, stamp.state] for stamp in stamps]}
         self._publish(self._sources(part).name, self._seal.seal_sources(part, files), part)
 
     def read_sources(self, part: int) -> list[FileStamp]:

@@ -8,18 +8,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..errors import StoreError
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Shape
+from ..stores.location import is_remote, located
 from ..stores.publish import FileOps
 from .estimate import folder_bytes, idx_bytes, npy_bytes, pixel_bytes
 from .finished import finished
 from .options import JobOptions
-from .owner import OwnerFolder
+from .plain_planned import PlannedDecrypt
 from .planned import PlannedJob, plan_job
-from .stored import StoredImages
-from .target import Target
+from .remote_storage import check_access
 
 
 @dataclass
@@ -32,7 +31,7 @@ class Preview:
         shapes: how many images of each shape, such as {"3x224x224": 1000}.
         shards, shards_done: in all, and those that count already (with `resume`).
         output_bytes: of the images' files; to the byte where `exact`, else of the pixels.
-        free_bytes: on the disk of the target.
+        free_bytes: on the disk of the target; None where that is remote.
         owner: the owner's folder.
         refused: whether the command would fail: images cannot be taken, and `on_error` is "fail".
     """
@@ -51,7 +50,7 @@ class Preview:
     shards_done: int
     output_bytes: int
     exact: bool
-    free_bytes: int
+    free_bytes: int | None
     owner: str
     refused: bool = False
     quarantined: list[dict[str, str]] = field(default_factory=list)
@@ -79,8 +78,8 @@ class _NoDisk(FileOps):
 
 
 def preview_encrypt(
-    source_path: Path,
-    target_path: Path,
+    source: str | Path,
+    target: str | Path,
     key: Key,
     scheme: DLMT,
     owner_folder: Callable[[str], Path],
@@ -90,7 +89,8 @@ def preview_encrypt(
 ) -> Preview:
     """What `encrypt_store` would do with the same arguments; nothing is written. Raises what it would raise, but lists
     images that cannot be taken whatever `options.on_error` is."""
-    options = options or JobOptions()
+    options, source_path, target_path = options or JobOptions(), located(source), located(target)
+    check_access(target_path)
     job = plan_job(
         source_path, target_path, key, scheme, owner_folder, options, source_kind, target_named, _NoDisk(), strict=False
     )
@@ -101,10 +101,7 @@ def preview_encrypt(
     size, exact = _size(job, shapes)
     done = 0
     if job.target.resumed:
-        done = sum(
-            finished(job.target.root, job.form, shard, job.store_id, job.owner, options.check) is not None
-            for shard in job.shards
-        )
+        done = len(finished(job.target.root, job.form, job.shards, job.store_id, job.owner, options.check))
     preview = Preview(
         "encrypt", str(source_path), str(target_path), job.store_id, job.source.kind, job.kind, job.dtype,
         inputs, inputs - len(refused), _named(shapes), len(job.shards), done, size, exact,
@@ -120,30 +117,35 @@ def preview_encrypt(
     return _noting_room(preview)
 
 
-def preview_decrypt(source_path: Path, target_path: Path, key: Key, owner_folder: Callable[[str], Path]) -> Preview:
-    """What `decrypt_store` would do with the same arguments; nothing is written, and no image is read."""
-    store = StoredImages(source_path, key)
-    manifest = store.manifest
-    Target(target_path, not source_path.is_dir(), source_path, overwrite=False, ops=_NoDisk())
-    owner = OwnerFolder(owner_folder(manifest.store_id), store.seal)
-    missing = sum(not (owner.root / f"ledger-{index:05d}.bin").exists() for index in range(len(manifest.shards)))
-    if store.needs_bounds and missing:
-        raise StoreError(
-            f"this store was made with {store.header['normalize']}: decrypting needs the ledger in the owner's folder, "
-            f"and {owner.root} lacks {missing} of {len(manifest.shards)}; --owner DIR names another"
-        )
+def preview_decrypt(
+    source_path: str | Path,
+    target_path: str | Path,
+    key: Key,
+    owner_folder: Callable[[str], Path],
+    resume: bool = False,
+    check: bool = False,
+) -> Preview:
+    """What `decrypt_store` would do with the same arguments; nothing is written, and no image is read but, with
+    `check`, those that are done."""
+    source_path, target_path = located(source_path), located(target_path)
+    job = PlannedDecrypt(source_path, target_path, key, owner_folder, resume, _NoDisk())
+    manifest, missing, done = job.store.manifest, len(job.names.missing), 0
+    if job.target.resumed:
+        done = sum(job.counted(index, check) is not None for index in range(len(manifest.shards)))
     shapes = {} if manifest.shape is None else {manifest.shape: manifest.count}
     exact = manifest.kind == "folder" and manifest.shape is not None
     size = folder_bytes(shapes, "uint8") if exact else pixel_bytes(shapes, "uint8")
     preview = Preview(
         "decrypt", str(source_path), str(target_path), manifest.store_id, manifest.kind, manifest.kind, "uint8",
-        manifest.count, manifest.count, _named(shapes), len(manifest.shards), 0, size, exact,
-        _free(target_path), str(owner.root),
+        manifest.count, manifest.count, _named(shapes), len(manifest.shards), done, size, exact,
+        _free(target_path), str(job.owner.root),
     )  # fmt: skip
     if manifest.shape is None:
         preview.notes.append("the images have several sizes: how many bytes they have shows when they are read")
-    if store.form.named and missing:
-        preview.notes.append(f"original names of {missing} shards are not restored: {owner.root} lacks their ledgers")
+    if job.store.form.named and missing:
+        preview.notes.append(
+            f"original names of {missing} shards are not restored: {job.owner.root} lacks their ledgers"
+        )
     return _noting_room(preview)
 
 
@@ -164,13 +166,15 @@ def _named(shapes: Mapping[Shape, int]) -> dict[str, int]:
     return {"x".join(map(str, shape)): count for shape, count in sorted(shapes.items())}
 
 
-def _free(path: Path) -> int:
+def _free(path: Path) -> int | None:
+    if is_remote(path):
+        return None
     while not path.exists():
         path = path.absolute().parent
     return shutil.disk_usage(path).free
 
 
 def _noting_room(preview: Preview) -> Preview:
-    if preview.output_bytes > preview.free_bytes:
+    if preview.free_bytes is not None and preview.output_bytes > preview.free_bytes:
         preview.notes.append("the disk of the target has too little room")
     return preview

@@ -1,4 +1,6 @@
-"""Where shards are worked on: in this process, or in spawned workers, a shard at a time each."""
+"""Where the tasks of a job are done: in this process, or in spawned workers, one at a time each. What a task is and
+what is done with it, its `Duty` tells.
+"""
 
 from __future__ import annotations
 
@@ -6,29 +8,58 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import connection, reduction, resource_tracker
-from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import DlmtError, StoreError
-from .owner import OwnerFolder
-from .seal import StoreSeal
 from .summary import Advance, Tally
-from .worker import Entries, JobContext, ShardResult, ShardWork, Task, clear_shard
 
-_DEATHS = 3  # of workers over one shard, then the job fails
+_DEATHS = 3  # of workers over one task, then the job fails
 
 
-def run_here(
-    job: JobContext, owner: OwnerFolder, tasks: Iterator[Task], advance: Advance
-) -> Generator[tuple[Task, ShardResult], None, None]:
+class Named(Protocol):
+    """A task; it pickles.
+
+    Attributes:
+        title: what it is called in messages, such as "shard 7"; no two of a job have the same.
+    """
+
+    @property
+    def title(self) -> str: ...
+
+
+T = TypeVar("T", bound=Named)
+T_contra = TypeVar("T_contra", bound=Named, contravariant=True)
+R_co = TypeVar("R_co", covariant=True)
+R = TypeVar("R")
+
+
+class Duty(Protocol[T_contra, R_co]):
+    """What is done with the tasks of a job. It may hold the key: it pickles only while a worker is started.
+
+    Attributes:
+        advice: what the user can do where a worker's memory does not suffice.
+    """
+
+    @property
+    def advice(self) -> str: ...
+
+    def begin(self) -> Callable[[T_contra, Advance], R_co]:
+        """Called once in the process that does the tasks; what it gives does one."""
+        ...
+
+    def clear(self, task: T_contra) -> None:
+        """Remove what a worker that died over the task left half-done; others are at work meanwhile."""
+        ...
+
+
+def run_here(do: Callable[[T, Advance], R], tasks: Iterator[T], advance: Advance) -> Generator[tuple[T, R], None, None]:
     """Do the tasks one after the other."""
-    work = ShardWork(job, Entries(owner))
     for task in tasks:
-        yield task, work.make(task, advance).result
+        yield task, do(task, advance)
 
 
 @contextmanager
@@ -70,37 +101,40 @@ def _inherited(duplicate: Any) -> _Lock:
 
 
 @dataclass
-class _Worker:
+class _Worker(Generic[T]):
     process: Any
     pipe: connection.Connection
     tally: Tally
-    task: Task | None = None
+    task: T | None = None
 
 
 def run_in_processes(
-    job: JobContext, owner: OwnerFolder, tasks: Iterator[Task], processes: int, advance: Advance, lock: int
-) -> Generator[tuple[Task, ShardResult], None, None]:
-    """Do the tasks in `processes` workers. One that is killed is replaced and its shard done again, some times.
+    duty: Duty[T, R], tasks: Iterator[T], processes: int, advance: Advance, lock: int
+) -> Generator[tuple[T, R], None, None]:
+    """Do the tasks in `processes` workers. One that is killed is replaced and its task done again, some times.
 
     The key reaches a worker in the pipe that starts it, never on a command line or in the environment.
 
+    Args:
+        lock: the descriptor of the job's lock, which the workers inherit.
+
     Raises:
-        StoreError: workers died over one shard again and again. What a worker raised is raised here.
+        StoreError: workers died over one task again and again. What a worker raised is raised here.
     """
     context = multiprocessing.get_context("spawn")
-    deaths: dict[int, int] = {}
-    again: list[Task] = []
-    workers: list[_Worker] = []
+    deaths: dict[str, int] = {}
+    again: list[T] = []
+    workers: list[_Worker[T]] = []
 
-    def start() -> _Worker:
+    def start() -> _Worker[T]:
         ours, theirs = context.Pipe()
-        process = context.Process(target=_serve, args=(theirs, job, owner.root, _Lock(lock)), daemon=True)
+        process = context.Process(target=_serve, args=(theirs, duty, _Lock(lock)), daemon=True)
         with _undisturbed():
             process.start()
         theirs.close()
         return _Worker(process, ours, Tally(advance))
 
-    def give(worker: _Worker) -> None:
+    def give(worker: _Worker[T]) -> None:
         worker.task, worker.tally = (again.pop() if again else next(tasks, None)), Tally(advance)
         with suppress(OSError):  # it is dead, which the pipe tells below
             worker.pipe.send(worker.task)
@@ -117,7 +151,7 @@ def run_in_processes(
                 try:
                     kind, value = worker.pipe.recv()
                 except (EOFError, OSError):
-                    _bury(worker, task, job, owner, deaths)
+                    _bury(worker, task, duty, deaths)
                     again.append(task)
                     workers[workers.index(worker)] = fresh = start()
                     give(fresh)
@@ -136,36 +170,41 @@ def run_in_processes(
             worker.pipe.close()
 
 
-def _bury(worker: _Worker, task: Task, job: JobContext, owner: OwnerFolder, deaths: dict[int, int]) -> None:
+def _bury(worker: _Worker[T], task: T, duty: Duty[T, R], deaths: dict[str, int]) -> None:
     """Take back what a dead worker had begun, unless this has happened too often."""
     worker.process.join()
     worker.pipe.close()
     worker.tally.take_back()
-    index = task.shard.index
-    deaths[index] = deaths.get(index, 0) + 1
-    if deaths[index] >= _DEATHS:
+    deaths[task.title] = deaths.get(task.title, 0) + 1
+    if deaths[task.title] >= _DEATHS:
         code = worker.process.exitcode
         how = f"by signal {-code}" if code < 0 else f"with code {code}"
         raise StoreError(
-            f"shard {index} ended {_DEATHS} workers, the last {how}; signal 9 is most often too little memory: "
-            "fewer --workers or a smaller --shard-size need less"
+            f"{task.title} ended {_DEATHS} workers, the last {how}; signal 9 is most often too little memory: "
+            f"{duty.advice}"
         )
-    clear_shard(job, task)
-    owner.sweep({index})
+    duty.clear(task)
 
 
-def _serve(pipe: connection.Connection, job: JobContext, owner: Path, lock: _Lock) -> None:
+def _serve(pipe: connection.Connection, duty: Duty[Any, Any], lock: _Lock) -> None:
     """A worker: does tasks until the pipe ends. Ctrl-C is the parent's to handle; its end is this process's too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    work = ShardWork(job, Entries(OwnerFolder(owner, StoreSeal(job.key, job.store_id), job.ops)))
+    try:
+        do = duty.begin()
+    except (DlmtError, OSError) as error:
+        failed: Exception | None = error
+    else:
+        failed = None
 
     def advance(samples: int, size: int = 0, refused: int = 0) -> None:
         pipe.send(("advance", (samples, size, refused)))
 
     while (task := pipe.recv()) is not None:
         try:
-            result = work.make(task, advance).result
+            if failed is not None:
+                raise failed
+            result = do(task, advance)
         except (DlmtError, OSError) as error:
             pipe.send(("failed", error))
         else:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,13 +20,15 @@ from ..functional import decrypt
 from ..keys import Key
 from ..schemes import Plan
 from ..stores.contract import Array, Batch, Published
-from ..stores.manifest import manifest_path, read_manifest
+from ..stores.location import is_remote, located
+from ..stores.manifest import is_single, read_manifest
 from ..stores.publish import OS, publish_bytes
-from .formats import StoredBatch, format_of
-from .inspection import OwnerOf
+from .formats import StoredBatch, StoredShard, format_of
+from .inspection import OwnerOf, is_store
 from .open import open_source
 from .options import JobOptions
 from .owner import OwnerFolder
+from .remote_storage import at_hand
 from .stored import StoredImages
 
 _CELL = 96  # pixels that an image is scaled into
@@ -58,7 +61,7 @@ class Sheet:
 
 
 def write_sheet(
-    path: Path,
+    place: str | Path,
     out: Path,
     count: int = 64,
     key: Key | None = None,
@@ -83,15 +86,16 @@ def write_sheet(
         UsageError: `out` exists, or lies inside the store. ParameterError: `decrypted` without a key.
         StoreError: there is no finished store; or decrypting needs a ledger that is not at hand.
     """
+    path = located(place)
     if not 1 <= count <= _MOST:
         raise ParameterError(f"a sheet has 1 to {_MOST} images, got {count}")
     if out.suffix.lower() != ".png":
         raise UsageError(f"a sheet is a PNG file, and {out} is not called so")
-    if path.is_dir() and path.resolve() in out.resolve().parents:
+    if not is_remote(path) and path.is_dir() and path.resolve() in out.resolve().parents:
         raise UsageError(f"{out} lies inside {path}, where it would be a file too many; choose another place")
     if not overwrite and (out.exists() or out.is_symlink()):
         raise UsageError(f"{out} exists; choose another name, or replace it with --overwrite")
-    stored = source_kind is None and path.exists() and manifest_path(path).exists()
+    stored = source_kind is None and is_store(path)
     if decrypted and (key is None or not stored):
         raise ParameterError("decrypted images are shown for a store, with its key")
     if stored:
@@ -110,7 +114,7 @@ class _StoreTiles:
     """Reads tiles from a finished store; files are compared with their digests before they are used."""
 
     def __init__(self, path: Path, key: Key | None, owner_folder: OwnerOf | None, decrypted: bool) -> None:
-        self._root = path if path.is_dir() else path.parent
+        self._root = path.parent if is_single(path) else path
         self._manifest = read_manifest(path)
         self._store = StoredImages(path, key) if key is not None else None
         self._decrypted = decrypted
@@ -127,12 +131,18 @@ class _StoreTiles:
         """The first images of shards spread over the store."""
         full = [index for index, shard in enumerate(self._manifest.shards) if shard.count]
         for index, share in _spread(full, [shard.count for shard in self._manifest.shards], count):
-            yield from islice(self._of(index, self._manifest.shards[index]), share)
+            with closing(self._of(index, self._manifest.shards[index])) as found:
+                yield from islice(found, share)
 
-    def _of(self, index: int, shard: Published) -> Iterator[Tile]:
+    def _of(self, index: int, shard: Published) -> Generator[Tile, None, None]:
         ledger = self._ledger(index, shard)
         order = {name: place for place, (name, _) in enumerate(ledger.get("names", []))}
-        for batch in format_of(self._manifest.kind).open(self._root, shard, self._manifest).read():
+        form = format_of(self._manifest.kind)
+        with at_hand(self._root, form, shard) as folder:
+            yield from self._read(form.open(folder, shard, self._manifest), ledger, order)
+
+    def _read(self, opened: StoredShard, ledger: dict[str, Any], order: dict[str, int]) -> Iterator[Tile]:
+        for batch in opened.read():
             for place in range(len(batch.images)):
                 one = batch.images[place : place + 1]
                 plan = None if self._store is None else self._store.plans.of(one)

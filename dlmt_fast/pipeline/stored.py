@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +11,10 @@ from ..errors import StoreDamagedError
 from ..keys import Key
 from ..schemes import DLMT, Plan
 from ..stores.contract import Published
-from ..stores.manifest import read_manifest
+from ..stores.manifest import is_single, read_manifest
 from .formats import StoredShard, format_of
 from .order import Order
+from .remote_storage import at_hand, shard_files
 from .seal import StoreSeal
 from .shuffle import ARRAYS, Shuffle
 from .worker import Plans
@@ -27,7 +30,8 @@ class StoredImages:
 
     def __init__(self, path: Path, key: Key) -> None:
         self.path = path
-        self.root = path if path.is_dir() else path.parent
+        self.single = is_single(path)
+        self.root = path.parent if self.single else path
         self.manifest = read_manifest(path)
         self.form = format_of(self.manifest.kind)
         self.seal = StoreSeal(key, self.manifest.store_id)
@@ -62,9 +66,15 @@ class StoredImages:
         """Whether decrypting needs the owner's ledger."""
         return str(self.header["normalize"]).startswith("minmax")
 
-    def open(self, shard: Published) -> StoredShard:
-        """A shard to be read, every file checked against its published digest first."""
-        return self.form.open(self.root, shard, self.manifest)
+    @contextmanager
+    def opened(self, shard: Published) -> Iterator[StoredShard]:
+        """A shard to be read in the block, every file checked against its published digest first."""
+        with at_hand(self.root, self.form, shard) as folder:
+            yield self.form.open(folder, shard, self.manifest)
+
+    def sample_names(self, shard: Published) -> Iterator[str]:
+        """The names of a shard's samples, where each is a file."""
+        return (name for name in shard_files(self.root, self.form, shard) if name != shard.name)
 
 
 def _floats(values: Any) -> tuple[float, ...] | None:

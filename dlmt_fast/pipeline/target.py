@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import hashlib
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from ..errors import StoreError, UsageError
-from ..stores.manifest import NAME, Manifest, read_manifest
-from ..stores.publish import OS, FileOps, make_directories, publish_bytes, remove_all, remove_leftovers
-from ..stores.walk import folders_below, is_empty
+from ..stores.contract import Published
+from ..stores.location import is_remote
+from ..stores.manifest import NAME, Manifest, is_single, read_manifest
+from ..stores.publish import OS, FileOps
+from ..stores.walk import is_file, is_folder
 from .formats import format_of
+from .remote_storage import shard_files
+from .storage import storage_of
 
 _MARKER = ".dlmt-job"
+_ENDED = "ended"
 
 
 class Target:
@@ -40,20 +45,25 @@ class Target:
         ops: FileOps = OS,
         holder: Callable[[str], str] = lambda store_id: "",
     ) -> None:
-        self.path, self.single, self._ops, self._holder = path, single, ops, holder
+        self.path, self.single, self._holder = path, single, holder
         self.root = path.parent if single else path
+        self.storage = storage_of(self.root, single, ops)
         self.manifest = path.with_name(f"{path.name}.{NAME}") if single else path / NAME
         self._marker = path.with_name(f".{path.name}{_MARKER}") if single else path / _MARKER
-        self._made: list[Path] = []
         self._old: set[str] = set()
-        self._publishes_manifest = self.resumed = False
-        if single and path.is_dir():
+        self._publishes_manifest = self.resumed = self.ended = False
+        if single and is_folder(path):
             raise UsageError(f"{path} is a folder, and one file of images goes to a file; name the file in it")
         self._refuse_overlap(source)
         if not joins:
             self._refuse_running()
             if self._taken():
                 self._old = self._files_to_replace(overwrite)
+
+    @property
+    def marked(self) -> bool:
+        """Whether a job's marker is there."""
+        return self.storage.exists(self._marker.name)
 
     @property
     def old(self) -> set[str]:
@@ -91,39 +101,51 @@ class Target:
     def go_on(self, store_id: str, replaced: set[str]) -> None:
         """Take up a stopped job, or join one: the marker is there again."""
         self._old = replaced
-        if not self._marker.exists():
-            self._mark(store_id)
+        if not self.marked:
+            self.storage.create(self._marker.name, store_id.encode("ascii"))
+        else:
+            self.storage.probe(self._marker.name, store_id.encode("ascii"))
 
     def unfinish(self) -> None:
         """Remove the manifest of this job's own store, which lost a shard: it is unfinished until that is back."""
-        if not self._old and self.manifest.exists():
-            self._ops.unlink(self.manifest)
-            self._ops.fsync_directory(self.root)
+        if not self._old and self._has_manifest():
+            self.storage.remove([self.manifest.name])
+            self.storage.settle()
 
-    def sweep(self, store_id: str, shards: Container[int]) -> None:
-        """Remove what attempts left half-written of these shards; nothing may be writing it."""
-        folders = [self.root] if self.single else folders_below(self.root)
-        remove_leftovers(folders, store_id, self._ops, shards)
+    def sweep(
+        self, store_id: str, shards: Container[int] | None, names: Callable[[], Iterable[str]] = lambda: ()
+    ) -> None:
+        """Remove what attempts left half-written; nothing may be writing it. See `Storage.sweep`."""
+        self.storage.sweep(store_id, shards, lambda: (*names(), self.manifest.name))
 
     def discard(self, names: Iterable[str]) -> None:
-        """Remove what a shard that does not count has made visible. Before the old store is retired that is nothing."""
-        if not (self._old and self.manifest.exists()):
-            remove_all((self.root / name for name in names), self._ops)
+        """Remove what a shard that does not count has made visible. Before the old store is retired that is nothing.
 
-    def stop(self, store_id: str, keep: bool, shards: Container[int]) -> bool:
+        Args:
+            names: the file that stands for the shard is the last of them, and goes first.
+        """
+        if not (self._old and self._has_manifest()):
+            *others, last = names
+            self.storage.remove([last])
+            self.storage.remove(others)
+
+    def stop(
+        self, store_id: str, keep: bool, shards: Container[int], names: Callable[[], Iterable[str]] = lambda: ()
+    ) -> bool:
         """After a failure: leave a state to resume, or, where no shard counts and nothing was begun, the place as it
         was. Gives whether there is something to resume.
 
         Args:
             keep: there is something to keep, in any case.
             shards: whose temporaries go; others may be at work on the rest.
+            names: gives the files that these shards publish.
         """
-        self.sweep(store_id, shards)
-        if not self._marker.exists():  # the very last step failed: the store is whole
+        self.sweep(store_id, shards, names)
+        if not self.marked:  # the very last step failed: the store is whole
             return True
         if self._publishes_manifest:
-            self._ops.unlink(self.manifest)
-        keep = keep or self.resumed or bool(self._old and not self.manifest.exists())
+            self.storage.remove([self.manifest.name])
+        keep = keep or self.resumed or bool(self._old and not self._has_manifest())
         if not keep:
             self._publishes_manifest = False
             self.give_up(())
@@ -131,32 +153,14 @@ class Target:
 
     def begin(self, store_id: str) -> None:
         """Make the folder and its marker, exclusively."""
-        self._made = [p for p in (self.root, *self.root.parents) if not p.exists()]
         try:
-            make_directories(self.root, self._ops)
-            descriptor = self._ops.create(self._marker)
+            self.storage.prepare()
+            self.storage.create(self._marker.name, store_id.encode("ascii"))
         except FileExistsError:
             self._refuse_running()
             raise
         except BaseException:
-            self._remove_empty(self._made)
-            raise
-        self._fill(descriptor, store_id)
-
-    def _mark(self, store_id: str) -> None:
-        self._fill(self._ops.create(self._marker), store_id)
-
-    def _fill(self, descriptor: int, store_id: str) -> None:
-        try:
-            try:
-                self._ops.write(descriptor, store_id.encode("ascii"))
-                self._ops.fsync(descriptor)
-            finally:
-                self._ops.close(descriptor)
-            self._ops.fsync_directory(self.root)
-        except BaseException:
-            if not self.resumed:
-                self.give_up(())
+            self.storage.withdraw(False)
             raise
 
     def refuse_unknown(self, names: Iterable[str]) -> None:
@@ -165,9 +169,14 @@ class Target:
         Raises:
             StoreError: there is one.
         """
-        unknown = [name for name in names if name not in self._old and os.path.lexists(self.root / name)]
-        if unknown:
-            raise StoreError(f"{self.root / unknown[0]} is in the way and no file of the old store; move it elsewhere")
+        unknown = self.storage.clashing(names, self._old)
+        if unknown is not None:
+            raise StoreError(f"{self.root / unknown} is in the way and no file of the old store; move it elsewhere")
+
+    def publish(self, name: str, data: bytes, store_id: str, anew: bool = False) -> Published:
+        """Publish a file that belongs to no shard; what a manifest says of it. See `Storage.publish`."""
+        self.storage.publish(name, data, store_id, anew or bool(self._old))
+        return Published(name, 1, len(data), hashlib.sha256(data).hexdigest())
 
     def keep(self, new: Iterable[str]) -> None:
         """These are files of the new store, whatever the old one had there."""
@@ -177,53 +186,54 @@ class Target:
     def finish(self, manifest: Manifest | None, store_id: str) -> None:
         """Remove what the old store had beside the new files, publish the manifest (a decrypted target has none),
         unmark."""
-        for name in self._old:
-            self._ops.unlink(self.root / name)
-        self._remove_empty({self.root / folder for name in self._old for folder in PurePosixPath(name).parents[:-1]})
+        self.storage.remove(self._old)
+        self.storage.remove_empty(str(folder) for name in self._old for folder in PurePosixPath(name).parents[:-1])
         if manifest is not None:
             self._publishes_manifest = True
-            publish_bytes(self.manifest, manifest.encode(), store_id, ops=self._ops)
-        self._ops.unlink(self._marker)
-        self._ops.fsync_directory(self.root)
+            self.storage.publish(self.manifest.name, manifest.encode(), store_id, anew=True)
+        self.storage.remove([self._marker.name])
+        self.storage.settle()
+
+    def end(self, store_id: str) -> None:
+        """Note in the marker that all is done but clearing up, which `finish` ends."""
+        self.storage.publish(self._marker.name, f"{store_id} {_ENDED}".encode("ascii"), store_id, anew=True)
 
     def give_up(self, published: Iterable[str]) -> None:
         """After a failure: remove what this job published, its marker, and the folders that it made."""
-        for name in published:
-            self._ops.unlink(self.root / name)
+        self.storage.remove(published)
         if self._publishes_manifest:
-            self._ops.unlink(self.manifest)
-        self._ops.unlink(self._marker)
-        if not self.single and self.root.is_dir():
-            self._remove_empty(folder for folder in folders_below(self.root) if folder != self.root)
-        self._remove_empty(self._made)
-
-    @staticmethod
-    def _remove_empty(folders: Iterable[Path]) -> None:
-        for folder in sorted(folders, reverse=True):  # a folder comes after those in it
-            with suppress(OSError):  # not empty, or gone already: either is fine when cleaning up
-                folder.rmdir()
+            self.storage.remove([self.manifest.name])
+        self.storage.remove([self._marker.name])
+        self.storage.withdraw(not self.single)
 
     def _refuse_overlap(self, source: Path) -> None:
-        here, there = self.path.resolve(), source.resolve()
-        if here == there or there in here.parents or here in there.parents:
+        here, there = (
+            str(path).replace("s3a://", "s3://") if is_remote(path) else path.resolve() for path in (self.path, source)
+        )
+        if _within(here, there) or _within(there, here):
             raise UsageError(f"{self.path} and {source} lie inside each other; choose a target elsewhere")
+
+    def _has_manifest(self) -> bool:
+        return self.storage.exists(self.manifest.name)
 
     def _marked_by(self, store_id: str) -> str | None:
         """The id in the marker. A marker without one was being made when its job was killed: it is removed."""
         for wait in (0.5, 0.0):
-            try:
-                found = self._marker.read_bytes().decode("ascii", "replace")
-            except FileNotFoundError:
+            text = self.storage.text(self._marker.name)
+            if text is None:
                 return None
+            found, _, state = text.partition(" ")
+            self.ended = state == _ENDED
             if found == store_id or not store_id.startswith(found):
                 return found
             time.sleep(wait)  # another job may be writing it at this moment
-        self._ops.unlink(self._marker)
+        self.storage.remove([self._marker.name])
         return None
 
     def _refuse_running(self) -> None:
-        if self._marker.exists():
-            who = self._holder(self._marker.read_text("ascii", "replace"))
+        marked = self.storage.text(self._marker.name)
+        if marked is not None:
+            who = self._holder(marked)
             if who:
                 raise StoreError(f"{self.path} is marked by a job that runs ({who}); wait for it, or stop it")
             raise StoreError(
@@ -232,9 +242,7 @@ class Target:
             )
 
     def _taken(self) -> bool:
-        if self.single:
-            return self.path.exists() or self.manifest.exists()
-        return self.path.exists() and (not self.path.is_dir() or not is_empty(self.path))
+        return self.storage.taken(self.path, [self.path.name, self.manifest.name])
 
     def _files_to_replace(self, overwrite: bool) -> set[str]:
         if not overwrite:
@@ -251,12 +259,19 @@ class Target:
 def marker_of(path: Path) -> Path | None:
     """The marker of the job that runs or was stopped at a target, a folder or a file; None where there is none."""
     places = (path / _MARKER, path.with_name(f".{path.name}{_MARKER}"))
-    return next((place for place in places if place.is_file()), None)
+    return next((place for place in places if is_file(place)), None)
 
 
 def files_of(store: Path, manifest: Manifest) -> Iterator[str]:
     """The relative names of all files that a store's manifest and listings name."""
-    root, form = store if store.is_dir() else store.parent, format_of(manifest.kind)
+    root, form = store.parent if is_single(store) else store, format_of(manifest.kind)
     yield from (extra.name for extra in manifest.extras)
     for shard in manifest.shards:
-        yield from form.files(root, shard)
+        yield from shard_files(root, form, shard)
+
+
+def _within(one: Any, other: Any) -> bool:
+    """Whether a path or URL is another, or lies in it; a path never lies in a URL."""
+    if isinstance(one, str) and isinstance(other, str):
+        return one == other or one.startswith(f"{other}/")
+    return type(one) is type(other) and (one == other or other in one.parents)

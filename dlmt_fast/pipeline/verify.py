@@ -15,12 +15,14 @@ from ..functional import decrypt
 from ..keys import Key
 from ..stores.contract import Published
 from ..stores.digests import digest64, distinct
-from ..stores.manifest import NAME, Manifest, read_manifest
+from ..stores.location import located
+from ..stores.manifest import NAME, Manifest, is_single, read_manifest
 from ..stores.walk import files_below
 from .audit import check_counts, job_inputs
 from .formats import format_of
 from .formats.contract import check_published
 from .owner import OwnerFolder
+from .remote_storage import at_hand, check_access, downloaded
 from .stored import StoredImages
 from .summary import Progress, Summary, counter, no_progress
 from .target import files_of
@@ -29,7 +31,7 @@ _SAMPLE = 64  # images decrypted a shard
 
 
 def verify_store(
-    path: Path,
+    store: str | Path,
     key: Key | None = None,
     owner_folder: Callable[[str], Path] | None = None,
     progress: Progress = no_progress,
@@ -44,24 +46,32 @@ def verify_store(
         WrongKeyError: the key is another.
     """
     started = time.perf_counter()
-    manifest = read_manifest(path)
-    root = path if path.is_dir() else path.parent
+    path = located(store)
+    check_access(path)
+    manifest, single = read_manifest(path), is_single(path)
+    root = path.parent if single else path
     summary = Summary("verify", str(path), "", manifest.store_id, manifest.kind, manifest.dtype)
     if sum(shard.count for shard in manifest.shards) != manifest.count:
         raise StoreDamagedError(f"the shards of {path} hold another number of images than the manifest says")
     advance = counter(progress, manifest.count)
-    for shard in manifest.shards:
+    form = format_of(manifest.kind)
+    keyed = None if key is None else _Keyed(path, key, owner_folder)
+    for index, shard in enumerate(manifest.shards):
         done, whole = 0, max(1, shard.count)
-        for count in format_of(manifest.kind).verify(root, shard):
-            before, done = done, done + count
-            advance(count, shard.size * done // whole - shard.size * before // whole)
+        with at_hand(root, form, shard) as folder:
+            for count in form.verify(folder, shard):
+                before, done = done, done + count
+                advance(count, shard.size * done // whole - shard.size * before // whole)
+            if keyed is not None:
+                keyed.check(index, shard, folder)
         summary.add(shard.count, shard, [])
-    for extra in manifest.extras:
-        check_published(root / extra.name, extra)
-    if path.is_dir():
+    with downloaded(root, [extra.name for extra in manifest.extras]) as folder:
+        for extra in manifest.extras:
+            check_published(folder / extra.name, extra)
+    if not single:
         _refuse_extra(path, manifest)
-    if key is not None:
-        summary.notes += _verify_with_key(path, key, owner_folder)
+    if keyed is not None:
+        summary.notes += keyed.notes()
     summary.seconds = time.perf_counter() - started
     return summary
 
@@ -76,38 +86,51 @@ def _refuse_extra(path: Path, manifest: Manifest) -> None:
         raise StoreDamagedError(f"{path} holds {count} files that its manifest does not name, first {first}")
 
 
-def _verify_with_key(path: Path, key: Key, owner_folder: Callable[[str], Path] | None) -> list[str]:
-    store = StoredImages(path, key)
-    owner = OwnerFolder(owner_folder(store.manifest.store_id), store.seal) if owner_folder else None
-    inputs = job_inputs(store, owner, key) if owner else None
-    checked = refused = 0
-    for index, shard in enumerate(store.manifest.shards):
+class _Keyed:
+    """What the key and the owner's folder tell of a store, shard by shard."""
+
+    def __init__(self, path: Path, key: Key, owner_folder: Callable[[str], Path] | None) -> None:
+        self._store = StoredImages(path, key)
+        store_id = self._store.manifest.store_id
+        self._owner = OwnerFolder(owner_folder(store_id), self._store.seal) if owner_folder else None
+        self._inputs = job_inputs(self._store, self._owner, key) if self._owner else None
+        self._checked = self._refused = 0
+
+    def check(self, index: int, shard: Published, folder: Path) -> None:
+        """Compare a shard, whose files are in a local folder, with the owner's entries, and decrypt some of it."""
+        store, owner = self._store, self._owner
         entry = owner.read_journal(index) if owner else None
         if entry is not None and (entry["output_sha256"], entry["outputs"]) != (shard.sha256, shard.count):
             raise StoreDamagedError(f"shard {index} is not the one that the owner's journal describes")
         ledger = owner.read_ledger(index, shard.sha256) if owner else None
-        if owner and inputs is not None:
-            refused += check_counts(store, owner, index, shard, inputs[index], ledger)
+        if owner and self._inputs is not None:
+            self._refused += check_counts(store, owner, index, shard, self._inputs[index], ledger)
         if ledger is not None or not store.needs_bounds:
-            checked += _decrypt_sample(store, shard, ledger or {})
-    if checked or not store.needs_bounds:
-        notes = [f"the key opens the header, and {checked} images decrypt"]
-    else:
-        notes = ["the key opens the header; no ledger at hand, so no image was decrypted"]
-    if inputs is None:
-        return [*notes, "the owner's folder is not at hand, so inputs and quarantined were not counted (--owner DIR)"]
-    counts = f"{sum(inputs)} inputs = {store.manifest.count} outputs + {refused} quarantined"
-    return [*notes, f"the owner's folder agrees: {counts}"]
+            self._checked += self._decrypt_sample(shard, folder, ledger or {})
 
+    def notes(self) -> list[str]:
+        """What was found, in words."""
+        if self._checked or not self._store.needs_bounds:
+            notes = [f"the key opens the header, and {self._checked} images decrypt"]
+        else:
+            notes = ["the key opens the header; no ledger at hand, so no image was decrypted"]
+        if self._inputs is None:
+            return [
+                *notes,
+                "the owner's folder is not at hand, so inputs and quarantined were not counted (--owner DIR)",
+            ]
+        counts = f"{sum(self._inputs)} inputs = {self._store.manifest.count} outputs + {self._refused} quarantined"
+        return [*notes, f"the owner's folder agrees: {counts}"]
 
-def _decrypt_sample(store: StoredImages, shard: Published, ledger: dict[str, Any]) -> int:
-    bounds = np.array(ledger.get("bounds", []), np.int32)
-    order = {name: place for place, (name, _) in enumerate(ledger.get("names", []))}
-    checked = 0
-    for batch in store.open(shard).read():
-        places = [order.get(name, batch.position + i) for i, name in enumerate(batch.names)]
-        decrypt(batch.images, store.plans.of(batch.images), bounds=bounds[places] if store.needs_bounds else None)
-        checked += len(batch.images)
-        if checked >= _SAMPLE:
-            break
-    return checked
+    def _decrypt_sample(self, shard: Published, folder: Path, ledger: dict[str, Any]) -> int:
+        store = self._store
+        bounds = np.array(ledger.get("bounds", []), np.int32)
+        order = {name: place for place, (name, _) in enumerate(ledger.get("names", []))}
+        checked = 0
+        for batch in store.form.open(folder, shard, store.manifest).read():
+            places = [order.get(name, batch.position + i) for i, name in enumerate(batch.names)]
+            decrypt(batch.images, store.plans.of(batch.images), bounds=bounds[places] if store.needs_bounds else None)
+            checked += len(batch.images)
+            if checked >= _SAMPLE:
+                break
+        return checked

@@ -10,22 +10,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from ..errors import StoreDamagedError, StoreError
 from ..functional import encrypt
 from ..keys import Key
 from ..schemes import DLMT, Plan
 from ..stores.contract import Array, Batch, KeepingWriter, Published, Reader, Refused, ShardSpec, ShardWriter, Value
+from ..stores.location import is_remote
+from ..stores.objects import objects_at
 from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers
-from .formats import Contents, Place, format_of
+from ..stores.staging import remove_dead_staging
+from .formats import Contents, format_of
 from .job import refuse_other_versions, refused_error, versions
 from .naming import in_order
 from .options import JobOptions
 from .owner import OwnerFolder
+from .remote_storage import upload, writing_place
 from .seal import StoreSeal
 from .summary import Advance, Tally
 
+T = TypeVar("T")
 PLANNED = 1 << 24  # values of images; photographs that keep their sizes have about as many shapes as there are images
 _ATTEMPTS = 3
 _PAUSE = 0.2  # seconds before the second attempt, four times as long before each further one
@@ -48,6 +53,11 @@ class Task:
     original: str
     contents: Contents
     dropped: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """What messages call it."""
+        return f"shard {self.shard.index}"
 
 
 @dataclass(frozen=True)
@@ -79,7 +89,8 @@ class JobContext:
 
     Attributes:
         kind: of the target.
-        target: the folder that the shards are published in.
+        target: the folder that the shards are published in, or a remote place.
+        conditional: whether a remote target refuses to write over what is there.
         retire: the manifest of a store that is being replaced, which goes before the first shard is visible.
         decoders: threads that decode.
         threads: of the kernels; None: their own choice.
@@ -98,6 +109,7 @@ class JobContext:
     threads: int | None
     ops: FileOps = OS
     versions: Mapping[str, str] = field(default_factory=versions)  # of a job without libraries of its own
+    conditional: bool = True
 
 
 class Plans:
@@ -161,6 +173,24 @@ class Entries:
             )
 
 
+def persistently(work: Callable[[int, Advance], T], advance: Advance) -> T:
+    """Do some work, given the number of the attempt, from 1; errors that may pass are tried again from the start.
+
+    Raises:
+        OSError: another one, or the last time.
+    """
+    tally = Tally(advance)
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return work(attempt, tally)
+        except OSError as error:
+            if error.errno not in _PASSING or attempt == _ATTEMPTS:
+                raise
+            tally.take_back()
+            time.sleep(_PAUSE * 4 ** (attempt - 1))
+    raise AssertionError("the last attempt returns or raises")
+
+
 class ShardWork:
     """Does the shards of one job, one after the other.
 
@@ -176,6 +206,7 @@ class ShardWork:
         self._job, self._entries = job, entries
         self._plans = Plans(planner(job.scheme, job.key, job.options))
         self._seal = StoreSeal(job.key, job.store_id)
+        self._objects = objects_at(job.target, job.conditional) if is_remote(job.target) else None
 
     def make(self, task: Task, advance: Advance) -> Made:
         """Transform, publish and enter one shard; errors that may pass are tried again from the start.
@@ -189,38 +220,61 @@ class ShardWork:
             StoreError: the journal has another digest for this shard, so that its bytes are not deterministic.
             OSError: reading or writing failed, the last time.
         """
-        tally = Tally(advance)
-        for attempt in range(1, _ATTEMPTS + 1):
-            try:
-                return self._attempt(task, attempt, tally)
-            except OSError as error:
-                if error.errno not in _PASSING or attempt == _ATTEMPTS:
-                    raise
-                tally.take_back()
-                time.sleep(_PAUSE * 4 ** (attempt - 1))
-        raise AssertionError("the last attempt returns or raises")
+        return persistently(lambda attempt, tally: self._attempt(task, attempt, tally), advance)
 
     def _attempt(self, task: Task, attempt: int, advance: Advance) -> Made:
         job, index = self._job, task.shard.index
-        place = Place(job.target, job.store_id, job.ops)
-        with naming_a_full_disk(job.target):
+        with writing_place(job.target, job.store_id, job.ops) as place, naming_a_full_disk(place.root):
             writer = format_of(job.kind).writer(place, task.shard, task.contents)
             published, ledger, refused = encrypt_shard(
                 task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, self._retire
             )
+            if self._objects is not None:
+                upload(self._objects, place.root, format_of(job.kind), published, replace=job.retire is not None)
         made = Made(published, refused, self._seal.seal_ledger(index, published.sha256, ledger), attempt)
         if self._entries is not None:
             self._entries.enter(task, made)
         return made
 
     def _retire(self) -> None:
-        if self._job.retire is not None and self._job.retire.exists():
+        if self._job.retire is None:
+            return
+        if self._objects is not None:
+            self._objects.remove(iter([self._job.retire.name]))
+        elif self._job.retire.exists():
             self._job.ops.unlink(self._job.retire)
             self._job.ops.fsync_directory(self._job.retire.parent)
 
 
+@dataclass(frozen=True)
+class ShardDuty:
+    """Transforming shards, as `processes.Duty`; `owner` is the owner's folder."""
+
+    job: JobContext
+    owner: Path
+    advice = "fewer --workers or a smaller --shard-size need less"
+
+    def begin(self) -> Callable[[Task, Advance], ShardResult]:
+        """What does one task in this process."""
+        work = ShardWork(self.job, Entries(self._folder()))
+        return lambda task, advance: work.make(task, advance).result
+
+    def clear(self, task: Task) -> None:
+        """Remove what a dead worker left in the target and in the owner's folder."""
+        clear_shard(self.job, task)
+        self._folder().sweep({task.shard.index})
+
+    def _folder(self) -> OwnerFolder:
+        return OwnerFolder(self.owner, StoreSeal(self.job.key, self.job.store_id), self.job.ops)
+
+
 def clear_shard(job: JobContext, task: Task) -> None:
-    """Remove the temporaries that a dead worker left of a shard in the target."""
+    """Remove what a dead worker left half-written of a shard on its way to the target."""
+    if is_remote(job.target):
+        remove_dead_staging()
+        ours = [*task.names.values(), task.shard.name]
+        objects_at(job.target).abort_uploads(lambda found: found.intersection(ours))
+        return
     folders = {(job.target / name).parent for name in (*task.names.values(), task.shard.name)} | {job.target}
     remove_leftovers((folder for folder in folders if folder.is_dir()), job.store_id, job.ops, {task.shard.index})
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import numpy as np
 
 from ..errors import ImageError
 from .contract import Array, Batch, Refused
 
+T = TypeVar("T")
+R = TypeVar("R")
+
+FETCHERS = 12  # threads that wait for remote files: there the time of an answer is the bound, not the CPU
 _BATCH_BYTES = 4 << 20
 
 
@@ -30,8 +35,8 @@ def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Ref
     Runs of images of one shape come as batches; what cannot be decoded is refused in its place.
     """
     pending: list[tuple[int, Array]] = []
-    size = 0
-    for index, result in _in_threads(samples, max(1, workers)):
+    size, threads = 0, max(1, workers)
+    for index, result in _in_threads(_decode, samples, threads, 4 * threads):
         if isinstance(result, Refused):
             yield result
             continue
@@ -44,21 +49,31 @@ def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Ref
         yield _batch(pending)
 
 
-def _in_threads(samples: Iterator[Encoded], workers: int) -> Iterator[tuple[int, Array | Refused]]:
-    with ThreadPoolExecutor(workers, "dlmt-decode") as pool:
-        ahead = [(sample.index, pool.submit(_decode, sample)) for sample in islice(samples, 4 * workers)]
-        while ahead:
-            index, future = ahead.pop(0)
-            result = future.result()
-            ahead += [(sample.index, pool.submit(_decode, sample)) for sample in islice(samples, 1)]
-            yield index, result
+def fetched_ahead(fetch: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
+    """What `fetch` gives for each item, in order; `FETCHERS` at most are under way or wait for their turn."""
+    return _in_threads(fetch, items, FETCHERS, FETCHERS)
 
 
-def _decode(sample: Encoded) -> Array | Refused:
+def _in_threads(work: Callable[[T], R], items: Iterable[T], threads: int, most: int) -> Iterator[R]:
+    """The result of each item in order; `most` are worked on or wait for their turn."""
+    left = iter(items)
+    with ThreadPoolExecutor(threads, "dlmt-decode") as pool:
+        ahead = [pool.submit(work, item) for item in islice(left, most)]
+        try:
+            while ahead:
+                result = ahead.pop(0).result()
+                ahead += [pool.submit(work, item) for item in islice(left, 1)]
+                yield result
+        finally:
+            for future in ahead:
+                future.cancel()
+
+
+def _decode(sample: Encoded) -> tuple[int, Array | Refused]:
     try:
-        return sample.decode()
+        return sample.index, sample.decode()
     except ImageError as error:
-        return Refused(sample.index, sample.path, str(error))
+        return sample.index, Refused(sample.index, sample.path, str(error))
 
 
 def _batch(pending: list[tuple[int, Array]]) -> Batch:

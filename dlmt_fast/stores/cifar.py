@@ -27,9 +27,11 @@ from numpy.typing import NDArray
 from ..errors import StoreDamagedError, StoreError
 from .contract import Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .npy import encode_labels
+from .reading import opened, read_file
 from .restricted_pickle import MAX_BYTES, load
 from .runs import Runs
 from .scattered import ScatteredSamples
+from .walk import Found, exists, files_in, is_file, is_folder, stamp_of
 
 _SHAPE = (3, 32, 32)
 _PIXELS = 3072
@@ -69,9 +71,9 @@ _ARCHIVES = (".tar.gz", ".tgz", ".tar")
 
 def looks_like_cifar(path: Path) -> bool:
     """Whether a folder has a file named as the data set's, or an archive is called as the data set's."""
-    if path.is_dir():
+    if is_folder(path):
         # CIFAR-100's "train" and "test" are also what people call folders of images: those are folders
-        return any((path / names[0]).is_file() for layout in LAYOUTS for names in layout.splits.values())
+        return any(is_file(path / names[0]) for layout in LAYOUTS for names in layout.splits.values())
     return path.name.startswith("cifar-") and path.name.endswith(_ARCHIVES)
 
 
@@ -91,16 +93,17 @@ class CifarSource:
     own_names = True
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
+        if not exists(path):
             raise StoreError(f"{path} does not exist")
-        self.root = path if path.is_dir() else path.parent
-        present = _names_in(path)
+        folder = is_folder(path)
+        self.root = path if folder else path.parent
+        files: Found = files_in(path) if folder else {path.name: None}
+        present = list(files) if folder else _names_in(path)
         self._layout = _layout_of(set(present), path)
         names = [name for split in self._layout.splits.values() for name in split]
-        stamped = names if path.is_dir() else [path.name]
-        self._stamps = [FileStamp.of(self.root, name) for name in sorted(stamped)]
+        self._stamps = [stamp_of(self.root, name, files) for name in sorted(names if folder else files)]
         self._left_out = sorted(set(present) - set(names))
-        contents = _read_folder(path, names) if path.is_dir() else _read_archive(path, names)
+        contents = self._read_folder() if folder else _read_archive(path, names, self._stamps[0])
         parts = {name: _part(contents.pop(name), self._layout, f"{path}: {name}") for name in names}
         self._splits = [_joined([parts.pop(name) for name in split]) for split in self._layout.splits.values()]
         self._runs = Runs(list(self._layout.splits), [len(part.images) for part in self._splits])
@@ -129,6 +132,12 @@ class CifarSource:
 
     def stamps(self) -> Iterator[FileStamp]:
         return iter(self._stamps)
+
+    def _read_folder(self) -> dict[str, bytes]:
+        for stamp in self._stamps:
+            if stamp.size > MAX_BYTES:
+                raise StoreDamagedError(f"{self.root / stamp.path} has {stamp.size} bytes, more than any file of CIFAR")
+        return {stamp.path: read_file(self.root / stamp.path, stamp) for stamp in self._stamps}
 
     def _check_unchanged(self) -> None:
         for stamp in self._stamps:
@@ -203,24 +212,14 @@ def _layout_of(names: set[str], path: Path) -> Layout:
 
 
 def _names_in(path: Path) -> list[str]:
-    if path.is_dir():
-        return [entry.name for entry in path.iterdir() if entry.is_file()]
-    with _own_errors(path), tarfile.open(path) as archive:
+    with _own_errors(path), opened(path) as file, tarfile.open(fileobj=file) as archive:
         return [PurePosixPath(member.name).name for member in archive if member.isreg()]
 
 
-def _read_folder(path: Path, names: list[str]) -> dict[str, bytes]:
-    for name in names:
-        size = (path / name).stat().st_size
-        if size > MAX_BYTES:
-            raise StoreDamagedError(f"{path / name} has {size} bytes, more than any file of CIFAR")
-    return {name: (path / name).read_bytes() for name in names}
-
-
-def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
+def _read_archive(path: Path, names: list[str], stamp: FileStamp) -> dict[str, bytes]:
     """The members of these names, in one pass; nothing is unpacked to a disk."""
     found: dict[str, bytes] = {}
-    with _own_errors(path), tarfile.open(path) as archive:
+    with _own_errors(path), opened(path, stamp) as file, tarfile.open(fileobj=file) as archive:
         for member in archive:
             name = PurePosixPath(member.name).name
             if not member.isreg() or name not in names:
@@ -228,9 +227,9 @@ def _read_archive(path: Path, names: list[str]) -> dict[str, bytes]:
             if name in found or member.size > MAX_BYTES:
                 why = "is in it twice" if name in found else f"claims {member.size} bytes"
                 raise StoreDamagedError(f"{path} is not CIFAR's archive: {name} {why}")
-            file = archive.extractfile(member)
-            assert file is not None, "a regular member has content"
-            found[name] = file.read()
+            content = archive.extractfile(member)
+            assert content is not None, "a regular member has content"
+            found[name] = content.read()
             if len(found[name]) != member.size:
                 raise StoreDamagedError(f"{path} is truncated inside {name}")
         assert archive.fileobj is not None, "it was opened from a path"

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreError
+from .location import is_remote
+from .remote import information, size_and_state
 
 Shape: TypeAlias = tuple[int, int, int]
 Array: TypeAlias = NDArray[Any]
@@ -18,15 +20,21 @@ Array: TypeAlias = NDArray[Any]
 
 @dataclass(frozen=True)
 class FileStamp:
-    """A source file as the job record fixes it; `path` is relative and POSIX."""
+    """A source file as the job record fixes it; `path` is relative and POSIX.
+
+    Attributes:
+        state: what changes with the content: of a local file its time of change in ns, of a remote one its tag.
+    """
 
     path: str
     size: int
-    mtime_ns: int
+    state: int | str
 
     @classmethod
     def of(cls, root: Path, path: str) -> FileStamp:
         """The stamp of `root / path` now."""
+        if is_remote(root):
+            return cls(path, *size_and_state(information(root / path), str(root / path)))
         status = (root / path).stat()
         return cls(path, status.st_size, status.st_mtime_ns)
 
@@ -37,7 +45,12 @@ class FileStamp:
             StoreError: it did.
         """
         if FileStamp.of(root, self.path) != self:
-            raise StoreError(f"{root / self.path} changed since the job began; start again when the source is at rest")
+            raise changed(root / self.path)
+
+
+def changed(path: Path) -> StoreError:
+    """The error for a source file that is not what it was."""
+    return StoreError(f"{path} changed since the job began; start again when the source is at rest")
 
 
 #: What the reason of a sample begins with that is not taken because it is equal to another, whose name follows.

@@ -21,8 +21,9 @@ import PIL.Image
 import PIL.ImageOps
 from numpy.typing import NDArray
 
-from ..errors import ImageError
-from .contract import Shape
+from ..errors import DlmtError, ImageError
+from .contract import FileStamp, Shape
+from .reading import opened
 
 T = TypeVar("T")
 
@@ -46,14 +47,14 @@ _DECODER_ERRNO = {None, errno.EINVAL, errno.EOVERFLOW}  # of an OSError that con
 _BOMB = f"it claims more than {PIL.Image.MAX_IMAGE_PIXELS} pixels, as a decompression bomb does"
 
 
-def probe(path: Path, channels: int | None) -> Shape:
+def probe(path: Path, channels: int | None, stamp: FileStamp | None = None) -> Shape:
     """The shape that `decode` will give, from the header alone.
 
     Raises:
         ImageError: the file cannot be taken.
-        OSError: it cannot be read.
+        OSError: it cannot be read. StoreError: it is remote, and not as in its stamp.
     """
-    with open(path, "rb") as file:
+    with opened(path, stamp) as file:
         return _guarded(lambda: _probe(file, channels))
 
 
@@ -95,7 +96,7 @@ def _guarded(work: Callable[[], T]) -> T:
     """Run a decoder; whatever it raises on damaged content becomes an ImageError."""
     try:
         return work()
-    except (ImageError, MemoryError):
+    except (DlmtError, MemoryError):  # of ours: ImageError, and what a remote store does not give
         raise
     except PIL.UnidentifiedImageError:
         raise ImageError("the content is no PNG, JPEG, BMP, TIFF or WebP image") from None

@@ -13,19 +13,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..errors import ImageError, StoreError
-from .batching import Encoded, decode_all
+from .batching import FETCHERS, Encoded, decode_all, fetched_ahead
 from .contract import Array, Batch, FileStamp, Published, Refused, Shape, ShardSpec, Survey
-from .decode import SUFFIXES, decode, probe
+from .decode import SUFFIXES, decode, decode_bytes, probe
 from .listing import Listed, encode_listing, listing_name
+from .location import is_remote
 from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, temporary_name, write_temporary
+from .reading import read_file
+from .remote import files_below
 from .stamps import Stamps
-from .walk import LinkedFolders
+from .walk import LinkedFolders, exists, hidden_part, is_folder
 
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
 _PROBERS = 2  # threads that read headers; more take longer (measured) and more memory, for the interpreter is the bound
@@ -57,8 +60,19 @@ class FolderImages:
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """Decode in `workers` threads, in the order of `indices`."""
+        if is_remote(self.root):
+            return decode_all(fetched_ahead(self._fetched, indices), workers)
         samples = (Encoded(i, self._by_index[i].path, partial(self._decode, self._by_index[i])) for i in indices)
         return decode_all(samples, workers)
+
+    def _fetched(self, index: int) -> Encoded:
+        stamp = self._by_index[index]
+        data = read_file(self.root / stamp.path, stamp) if _named_as_image(stamp.path) else b""
+        return Encoded(index, stamp.path, partial(self._decode_bytes, stamp, data))
+
+    def _decode_bytes(self, stamp: FileStamp, data: bytes) -> Array:
+        _check_name(stamp.path)
+        return decode_bytes(data, self.options.channels, self.options.size, self.options.fit)
 
     def _decode(self, stamp: FileStamp) -> Array:
         _check_name(stamp.path)
@@ -78,12 +92,15 @@ class FolderSource(FolderImages):
     single = own_names = False
 
     def __init__(self, root: Path, options: Options | None = None, shard_size: int = SHARD_SIZE) -> None:
-        if not root.is_dir():
-            raise StoreError(f"{root} is not a folder" if root.exists() else f"{root} does not exist")
+        if not is_folder(root):
+            raise StoreError(f"{root} is not a folder" if exists(root) else f"{root} does not exist")
         self.root, self.options, self._shard_size = root, options or Options(), shard_size
         self.hidden = self.ignored = 0
-        self._links = LinkedFolders(root)
-        self._stamps = Stamps(self._scan(str(root), ""))
+        if is_remote(root):
+            self._stamps = Stamps(self._listed())
+        else:
+            self._links = LinkedFolders(root)
+            self._stamps = Stamps(self._scan(str(root), ""))
         if not self._stamps:
             raise StoreError(f"{root} holds no files to read")
         super().__init__(root, self.options, self._stamps)
@@ -145,9 +162,10 @@ class FolderSource(FolderImages):
     def survey(self) -> Survey:
         """The shapes of all images, from their headers; several are read at once, and none is kept."""
         survey = Survey()
-        with ThreadPoolExecutor(_PROBERS, "dlmt-probe") as pool:
+        threads = FETCHERS if is_remote(self.root) else _PROBERS
+        with ThreadPoolExecutor(threads, "dlmt-probe") as pool:
             starts = iter(range(0, len(self), _PROBED))
-            ahead = [pool.submit(self._probe, start) for start in islice(starts, 2 * _PROBERS)]
+            ahead = [pool.submit(self._probe, start) for start in islice(starts, 2 * threads)]
             while ahead:
                 for result in ahead.pop(0).result():
                     if isinstance(result, Refused):
@@ -163,12 +181,23 @@ class FolderSource(FolderImages):
         for index, stamp in enumerate(self._stamps.part(range(start, min(start + _PROBED, len(self)))), start):
             try:
                 _check_name(stamp.path)
-                shape = probe(self.root / stamp.path, self.options.channels)
+                shape = probe(self.root / stamp.path, self.options.channels, stamp)
             except ImageError as error:
                 found.append(Refused(index, stamp.path, str(error)))
                 continue
             found.append((shape if self.options.size is None else (shape[0], *self.options.size), stamp.path))
         return found
+
+    def _listed(self) -> Iterator[FileStamp]:
+        """The files of a remote folder. A hidden folder counts as one, and its files come one after the other."""
+        last = ""
+        for found in files_below(self.root):
+            hidden = hidden_part(found.path)
+            if hidden:
+                self.hidden += hidden != last
+                last = hidden
+            elif self._taken(found.path):
+                yield FileStamp(found.path, found.size, found.state)
 
     def _scan(self, folder: str, above: str) -> Iterator[FileStamp]:
         with os.scandir(folder) as entries:
@@ -183,16 +212,21 @@ class FolderSource(FolderImages):
                     yield stamp
 
     def _stamp(self, entry: os.DirEntry[str], relative: str) -> FileStamp | None:
-        try:
-            relative.encode("utf-8")
-        except UnicodeEncodeError:
-            raise StoreError(f"the file name {relative!r} is not valid UTF-8; rename the file") from None
-        if any(fnmatch.fnmatchcase(relative, pattern) for pattern in self.options.ignore):
-            self.ignored += 1
+        if not self._taken(relative):
             return None
         if not entry.is_file():
             raise StoreError(f"{entry.path} is neither a file nor a folder that can be read")
         return FileStamp.of(self.root, relative)
+
+    def _taken(self, relative: str) -> bool:
+        """Whether a file is not to be ignored."""
+        try:
+            relative.encode("utf-8")
+        except UnicodeEncodeError:
+            raise StoreError(f"the file name {relative!r} is not valid UTF-8; rename the file") from None
+        ignored = any(fnmatch.fnmatchcase(relative, pattern) for pattern in self.options.ignore)
+        self.ignored += ignored
+        return not ignored
 
 
 class FolderWriter:
@@ -226,7 +260,7 @@ class FolderWriter:
             self._renamed.append(self._root / name)
         for folder in sorted(self._folders):
             self._ops.fsync_directory(folder)
-        listing = encode_listing(Listed(digest, size, name) for name, (_, size, digest) in self._files.items())
+        listing = encode_listing(self.listed())
         if self._listed:
             self._renamed.append(self._root / listing_name(self._shard))
             publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
@@ -235,10 +269,18 @@ class FolderWriter:
             listing_name(self._shard), len(self._files), sum(size for _, size, _ in self._files.values()), digest
         )
 
+    def listed(self) -> Iterator[Listed]:
+        """The files of the shard."""
+        return (Listed(digest, size, name) for name, (_, size, digest) in self._files.items())
+
     def abort(self) -> None:
         remove_all([temporary for temporary, _, _ in self._files.values()] + self._renamed, self._ops)
 
 
+def _named_as_image(path: str) -> bool:
+    return PurePosixPath(path).suffix.lower() in SUFFIXES
+
+
 def _check_name(path: str) -> None:
-    if Path(path).suffix.lower() not in SUFFIXES:
+    if not _named_as_image(path):
         raise ImageError(f"its name does not end as an image's ({', '.join(sorted(SUFFIXES))}); --ignore skips it")

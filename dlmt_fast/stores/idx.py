@@ -21,14 +21,15 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StoreDamagedError, StoreError
+from ..errors import RemoteError, StoreDamagedError, StoreError
 from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .gzipped import pack
 from .publish import OS, FileOps
+from .reading import opened, size_of
 from .runs import Runs
-from .scattered import ScatteredSamples, gather_items
+from .scattered import ScatteredSamples, gather_items, refuse_remote
 from .sliced import SlicedWriter
-from .walk import entries
+from .walk import Found, exists, files_in, glanced, is_folder, stamp_of
 
 _TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4")}
 _CODES = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
@@ -61,11 +62,13 @@ class Header:
 
 def looks_like_idx(path: Path) -> bool:
     """Whether a file begins as an IDX file does, or a folder has files named as MNIST's."""
-    if path.is_dir():
-        return any(_IMAGES.search(entry.name) for entry in entries(path))
+    if is_folder(path):
+        return any(_IMAGES.search(entry.name) for entry in glanced(path))
     try:
         with open_idx(path) as file:
             head = file.read(4)
+    except RemoteError:
+        raise
     except (OSError, EOFError, zlib.error):
         return False
     return len(head) == 4 and head[:2] == b"\0\0" and head[2] in (8, 9, 11, 12, 13, 14) and 1 <= head[3] <= 4
@@ -74,7 +77,7 @@ def looks_like_idx(path: Path) -> bool:
 @contextmanager
 def open_idx(path: Path) -> Iterator[IO[bytes]]:
     """The decompressed bytes of a plain or gzip file, by its content, not its name."""
-    with open(path, "rb") as raw:
+    with opened(path) as raw:
         magic = raw.read(2)
         raw.seek(0)
         if magic == b"\x1f\x8b":
@@ -127,7 +130,7 @@ def checked_header(path: Path) -> Header:
             with _own_errors(path):
                 _refuse_more(file, path)
         ratio = _GZIP_RATIO if isinstance(file, io.BufferedReader) and isinstance(file.raw, gzip.GzipFile) else 1
-    if header.data_start + header.data_bytes > ratio * path.stat().st_size:
+    if header.data_start + header.data_bytes > ratio * size_of(path):
         raise StoreDamagedError(f"{path} is truncated: its header claims {header.data_bytes} bytes of values")
     return header
 
@@ -203,18 +206,19 @@ class IdxSource:
     own_names = True
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
+        if not exists(path):
             raise StoreError(f"{path} does not exist")
-        self.single = not path.is_dir()
+        self.single = not is_folder(path)
         self.root = path.parent if self.single else path
-        names = [path.name] if self.single else sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        files: Found = {path.name: None} if self.single else files_in(path)
+        names = sorted(files)
         self.images = names if self.single else [name for name in names if _IMAGES.search(name)]
         self.extras = [] if self.single else [name for name in names if _LABELS.search(name)]
         left_out = sorted(set(names) - set(self.images) - set(self.extras))
         self._left_alone = f"{', '.join(left_out)} (neither images nor labels by name)" if left_out else ""
         if not self.images:
             raise StoreError(f"{path} holds no images file (*-idx3-ubyte or *-idx3-ubyte.gz)")
-        self._stamps = [FileStamp.of(self.root, name) for name in sorted(self.images + self.extras)]
+        self._stamps = [stamp_of(self.root, name, files) for name in sorted(self.images + self.extras)]
         self.headers = [self._header(name) for name in self.images]
         self._labels: dict[int, bytes | None] = {}
         self._runs = Runs(self.images, [header.sizes[0] for header in self.headers])
@@ -275,6 +279,7 @@ class IdxSource:
         return self
 
     def pick(self, samples: Sequence[int]) -> Reader:
+        refuse_remote(self.root)
         for name in self.images:
             with open(self.root / name, "rb") as file:
                 if file.read(2) == b"\x1f\x8b":

@@ -18,6 +18,8 @@ from typing import Any, NoReturn
 from ..canonical import DuplicateFieldError, canonical_json, parse_json
 from ..errors import StoreDamagedError, StoreError
 from .contract import Published
+from .remote_errors import remote_errors
+from .walk import exists, is_folder
 
 FORMAT = "dlmt-store"
 VERSION = 1
@@ -64,7 +66,12 @@ class Manifest:
 
 def manifest_path(store: Path) -> Path:
     """Where the manifest of a store is: inside a folder, beside a single file."""
-    return store / NAME if store.is_dir() else store.with_name(f"{store.name}.{NAME}")
+    return store.with_name(f"{store.name}.{NAME}") if is_single(store) else store / NAME
+
+
+def is_single(store: Path) -> bool:
+    """Whether a store is one file, not a folder."""
+    return not is_folder(store)
 
 
 def read_manifest(store: Path) -> Manifest:
@@ -75,10 +82,10 @@ def read_manifest(store: Path) -> Manifest:
         StoreDamagedError: it is malformed.
     """
     path = manifest_path(store)
-    if not store.exists():
+    if not exists(store):
         raise StoreError(f"{store} does not exist")
     try:
-        with open(path, "rb") as file:
+        with remote_errors(path), path.open("rb") as file:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise StoreError(f"{store} has no manifest {path.name}: it is unfinished, or not a store of dlmt") from None

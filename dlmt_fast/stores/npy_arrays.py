@@ -21,10 +21,11 @@ from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Surve
 from .decode import SUFFIXES
 from .npy import encode_header, encode_labels
 from .publish import OS, FileOps
+from .reading import head_of, opened, size_of
 from .runs import Runs, labels_beside
-from .scattered import ScatteredSamples, gather_items
+from .scattered import ScatteredSamples, gather_items, refuse_remote
 from .sliced import SlicedWriter
-from .walk import entries
+from .walk import Found, exists, files_in, glanced, is_file, is_folder, stamp_of
 
 SLICE_BYTES = 1 << 20  # several times the cache of a core; larger ones cost memory and gain no time
 _MAGIC = b"\x93NUMPY"
@@ -51,14 +52,10 @@ class ArrayHeader:
 
 def looks_like_npy(path: Path) -> bool:
     """Whether a file begins as a .npy file does, or a folder holds some .npy files and neither folders nor images."""
-    if path.is_dir():
-        others = any(entry.is_dir() or Path(entry.name).suffix.lower() in SUFFIXES for entry in entries(path))
-        return not others and any(entry.name.endswith(".npy") for entry in entries(path))
-    try:
-        with open(path, "rb") as file:
-            return file.read(6) == _MAGIC
-    except OSError:
-        return False
+    if is_folder(path):
+        others = any(entry.is_dir() or Path(entry.name).suffix.lower() in SUFFIXES for entry in glanced(path))
+        return not others and any(entry.name.endswith(".npy") for entry in glanced(path))
+    return head_of(path, 6) == _MAGIC
 
 
 def read_array_header(path: Path) -> ArrayHeader:
@@ -68,7 +65,7 @@ def read_array_header(path: Path) -> ArrayHeader:
         StoreError: the array is one of objects or in Fortran order, which this package does not read.
         StoreDamagedError: it is no .npy file, or shorter or longer than its header says.
     """
-    with open(path, "rb") as file:
+    with opened(path) as file:
         head = file.read(8)
         width = _LENGTH_BYTES.get(head[6:])
         if head[:6] != _MAGIC or width is None:
@@ -87,7 +84,7 @@ def read_array_header(path: Path) -> ArrayHeader:
         raise StoreError(f"{path} is in Fortran order; save it again with numpy.save(name, numpy.ascontiguousarray(a))")
     shape = tuple(int(size) for size in match[3].replace(b" ", b"").split(b",") if size)
     header = ArrayHeader(dtype, shape, 8 + width + length)
-    expected, found = int(np.prod(shape, dtype=object)) * dtype.itemsize, path.stat().st_size - header.data_start
+    expected, found = int(np.prod(shape, dtype=object)) * dtype.itemsize, size_of(path) - header.data_start
     if found != expected:
         what = "truncated" if found < expected else "longer than its header says"
         raise StoreDamagedError(f"{path} is {what}: {found} bytes of values, and its header says {expected}")
@@ -101,7 +98,7 @@ def read_slices(path: Path, header: ArrayHeader, samples: range) -> Iterator[tup
         StoreDamagedError: the file ends early.
     """
     step = max(1, SLICE_BYTES // header.item_bytes)
-    with open(path, "rb") as file:
+    with opened(path) as file:
         file.seek(header.data_start + samples.start * header.item_bytes)
         for start in range(samples.start, samples.stop, step):
             count = min(step, samples.stop - start)
@@ -129,7 +126,9 @@ def read_labels(path: Path, count: int) -> NDArray[np.integer[Any]]:
             f"{path} holds {header.dtype} of shape {header.shape} beside {count} images; labels are {count} integers, "
             f"shape ({count},)"
         )
-    return np.fromfile(path, header.dtype, offset=header.data_start)
+    with opened(path) as file:
+        file.seek(header.data_start)
+        return np.frombuffer(file.read(), header.dtype)
 
 
 class NpySource:
@@ -139,19 +138,22 @@ class NpySource:
     named = in_folders = own_names = False
 
     def __init__(self, path: Path) -> None:
-        if not path.exists():
+        if not exists(path):
             raise StoreError(f"{path} does not exist")
-        self.single = not path.is_dir()
+        self.single = not is_folder(path)
         self.root = path.parent if self.single else path
-        names = [path.name] if self.single else sorted(entry.name for entry in path.iterdir() if entry.is_file())
+        files: Found = {path.name: None} if self.single else files_in(path)
+        if self.single and is_file(path.with_name(labels_name(path.name))):
+            files[labels_name(path.name)] = None
+        names = sorted(files)
         arrays = [name for name in names if name.endswith(".npy") or self.single]
-        present = {name: labels_name(name) for name in arrays if (self.root / labels_name(name)).is_file()}
+        present = {name: labels_name(name) for name in arrays if labels_name(name) in files}
         self.images = [name for name in arrays if name not in present.values()]
         self.labels = {name: present[name] for name in self.images if name in present}
         if not self.images:
             raise StoreError(f"{path} holds no .npy file of images")
         self._left_out = sorted(set(names) - {*self.images, *self.labels.values()})
-        self._stamps = [FileStamp.of(self.root, name) for name in sorted([*self.images, *self.labels.values()])]
+        self._stamps = [stamp_of(self.root, name, files) for name in sorted([*self.images, *self.labels.values()])]
         self.headers = [self._header(name) for name in self.images]
         self._values: dict[int, NDArray[np.integer[Any]]] = {}
         self._runs = Runs(self.images, [header.shape[0] for header in self.headers])
@@ -212,6 +214,7 @@ class NpySource:
         return self
 
     def pick(self, samples: Sequence[int]) -> Reader:
+        refuse_remote(self.root)
         return ScatteredSamples(self)
 
     def find(self, index: int) -> tuple[int, int]:

@@ -6,7 +6,6 @@ reads what another one does.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,7 +20,8 @@ from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Kept, Refused, Shape, ShardSpec, Survey
 from .decode import decode_bytes, probe_bytes
 from .parquet_format import Columns, Row, is_parquet_name, read_footer, read_rows, shard_name, split_of
-from .walk import files_below
+from .reading import head_of
+from .walk import Found, exists, files_under, glanced_below, is_folder, stamp_of
 
 SHARD_ROWS = 1000  # a shard has as many row groups as it takes to reach so many rows
 
@@ -45,13 +45,9 @@ class Group(NamedTuple):
 
 def looks_like_parquet(path: Path) -> bool:
     """Whether a file begins as a Parquet file does, or a folder holds such files by name."""
-    if path.is_dir():
-        return any(map(is_parquet_name, files_below(path)))
-    try:
-        with open(path, "rb") as file:
-            return file.read(4) == b"PAR1"
-    except OSError:
-        return False
+    if is_folder(path):
+        return any(map(is_parquet_name, glanced_below(path)))
+    return head_of(path, 4) == b"PAR1"
 
 
 class ParquetRows:
@@ -147,16 +143,16 @@ class ParquetSource(ParquetRows):
         shard_rows: int = SHARD_ROWS,
         keep: Sequence[str] = (),
     ) -> None:
-        if not path.exists():
+        if not exists(path):
             raise StoreError(f"{path} does not exist")
-        folder = path.is_dir()
+        folder = is_folder(path)
         root = path if folder else path.parent
-        names = _files(path) if folder else [path.name]
+        names: Found = files_under(path, hidden=False) if folder else {path.name: None}
         files = [name for name in names if is_parquet_name(name) or not folder]
         if not files:
             raise StoreError(f"{path} holds no Parquet file (*.parquet)")
         self._left_out = sorted(set(names) - set(files))
-        self._stamps = [FileStamp.of(root, name) for name in files]
+        self._stamps = [stamp_of(root, name, names) for name in files]
         self._shard_rows, start = shard_rows, 0
         columns: Columns | None = None
         kept: tuple[Kept, ...] = ()
@@ -244,15 +240,6 @@ class ParquetSource(ParquetRows):
         raise StoreError(
             "Parquet is read by row groups: --shuffle does not apply to it; encrypt it to a folder or write it shuffled"
         )
-
-
-def _files(folder: Path) -> list[str]:
-    """All files of a folder, any depth, by relative POSIX path; what begins with a dot is left out."""
-    found = []
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [Path(parent, name).relative_to(folder).as_posix() for name in names if not name.startswith(".")]
-    return sorted(found, key=os.fsencode)
 
 
 def _is_plain(path: str) -> bool:

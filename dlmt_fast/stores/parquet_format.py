@@ -15,6 +15,8 @@ from typing import Any
 from ..canonical import parse_json
 from ..errors import DlmtError, StoreDamagedError, StoreError, missing
 from .contract import KEPT_BYTES, Kept, Value
+from .location import is_remote
+from .reading import opened, size_of
 
 METADATA_KEY = b"huggingface"
 _READ_ROWS = 16  # rows that are in memory at once
@@ -126,7 +128,7 @@ def read_footer(path: Path, keep: Sequence[str] | None = ()) -> Footer:
         groups = tuple(file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups))
         if min(groups, default=0) < 0 or sum(groups) != file.metadata.num_rows:
             raise StoreDamagedError(f"{path} is damaged: its row groups do not have as many rows as it says")
-        if sum(groups) > path.stat().st_size:
+        if sum(groups) > size_of(path):
             raise StoreDamagedError(f"{path} is damaged: it claims {sum(groups)} rows, more than it has bytes")
         columns = _columns(file.schema_arrow, path)
         return Footer(columns, groups, _kept(file.schema_arrow, columns, keep, path))
@@ -268,11 +270,15 @@ def _is_image_struct(kind: Any) -> bool:
 def _opened(path: Path) -> Iterator[Any]:
     """The file, open; whatever pyarrow says of damaged content becomes a StoreDamagedError."""
     pa = library()
-    with open(path, "rb"):  # a missing file or permission is told as such
-        pass
+    source = opened(path)  # a missing file or permission is told as such
+    if not is_remote(path):
+        source.close()
     try:
         with pa.parquet.ParquetFile(
-            path, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
+            source if is_remote(path) else path,
+            buffer_size=_BUFFER,
+            pre_buffer=False,
+            page_checksum_verification=True,
         ) as file:
             yield file
     except DlmtError:

@@ -51,6 +51,9 @@ class FileOps:
     def mkdir(self, path: Path, mode: int = 0o777) -> None:
         path.mkdir(mode)
 
+    def rmdir(self, path: Path) -> None:
+        path.rmdir()
+
     def fsync_directory(self, path: Path) -> None:
         if os.name == "nt":  # a directory cannot be opened there
             return

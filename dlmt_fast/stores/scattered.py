@@ -11,8 +11,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import StoreDamagedError
+from ..errors import StoreDamagedError, StoreError
 from .contract import Array, Batch, Refused
+from .location import is_remote
 
 _BATCH_BYTES = 1 << 20
 
@@ -54,6 +55,16 @@ class ScatteredSamples:
             for start in range(0, len(samples), step):
                 some = samples[start : start + step]
                 yield Batch(some, self._arrays.gather(shard, np.array(some, np.int64) - first))
+
+
+def refuse_remote(root: Path) -> None:
+    """Refuse a remote array, which would be asked for each image by itself.
+
+    Raises:
+        StoreError: that.
+    """
+    if is_remote(root):
+        raise StoreError(f"{root} is remote: reading its images in a random order would ask for each; copy it first")
 
 
 def gather_items(path: Path, data_start: int, shape: tuple[int, ...], places: NDArray[np.int64]) -> NDArray[np.uint8]:

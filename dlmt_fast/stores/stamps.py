@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 from .contract import FileStamp
 from .scratch import Scratch
 
-#: (the bytes of a path, size and time): neither holds a zero byte, which stands between them on disk.
+#: (the bytes of a path, size and state): neither holds a zero byte, which stands between them on disk.
 _Record: TypeAlias = tuple[bytes, bytes]
 
 _RUN = 2048  # records sorted in memory: 0.5 MB
@@ -66,12 +66,15 @@ class Stamps:
 
 
 def _pack(stamp: FileStamp) -> _Record:
-    return stamp.path.encode("utf-8"), b"%d %d" % (stamp.size, stamp.mtime_ns)
+    if isinstance(stamp.state, str):
+        return stamp.path.encode("utf-8"), b"%d =%b" % (stamp.size, stamp.state.encode("utf-8"))
+    return stamp.path.encode("utf-8"), b"%d %d" % (stamp.size, stamp.state)
 
 
 def _unpack(path: bytes, rest: bytes) -> FileStamp:
-    size, mtime_ns = rest.split(b" ")
-    return FileStamp(path.decode("utf-8"), int(size), int(mtime_ns))
+    size, _, state = rest.partition(b" ")
+    tag = state.startswith(b"=")
+    return FileStamp(path.decode("utf-8"), int(size), state[1:].decode("utf-8") if tag else int(state))
 
 
 def _sorted(records: Iterator[_Record]) -> Iterator[_Record]:

@@ -12,11 +12,15 @@ import re
 import tarfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, TypeAlias
 
 from ..errors import StoreDamagedError, StoreError
-from .contract import KEPT_BYTES, Value
+from .contract import KEPT_BYTES, FileStamp, Shape
 from .decode import SUFFIXES
+from .reading import opened
+
+#: The shape of an image, or why it cannot be taken.
+Probed: TypeAlias = "Shape | str"
 
 LABELS = ("cls", "txt", "json")  # fields that may be a class number, the first choice first
 _END = 1024  # zero bytes that close a tar
@@ -27,7 +31,8 @@ _NUMBER_BYTES = 24  # a longer content is no class number
 
 class Sample(NamedTuple):
     """A sample: its key, the field that is its image ("" where `fault` says why there is none), where that lies, all
-    other fields, those of `LABELS` that hold a class number, and (offset, size) of the fields that were asked for."""
+    other fields, those of `LABELS` that hold a class number, (offset, size) of the fields that were asked for, and what
+    the `probe` of `read_index` said of the image."""
 
     key: str
     image: str
@@ -37,6 +42,7 @@ class Sample(NamedTuple):
     numbers: dict[str, int]
     fault: str = ""
     kept: Mapping[str, tuple[int, int]] = {}
+    probed: Probed | None = None
 
     @property
     def path(self) -> str:
@@ -57,14 +63,21 @@ class _Member(NamedTuple):
     offset: int
     size: int
     number: int | None
+    probed: Probed | None
 
 
 def read_index(
-    path: Path, suffixes: Collection[str] = SUFFIXES, keep: Callable[[str], bool] = lambda field: False
+    path: Path,
+    suffixes: Collection[str] = SUFFIXES,
+    stamp: FileStamp | None = None,
+    probe: Callable[[bytes], Probed] | None = None,
+    keep: Callable[[str], bool] = lambda field: False,
 ) -> Index:
     """The index of a plain tar; a field is an image if it ends as one of `suffixes`.
 
     Args:
+        stamp: of the tar.
+        probe: called with the file of each image on the way, where the tar is not to be read a second time.
         keep: whether a field is asked for, so that its place is in the index.
 
     Raises:
@@ -75,9 +88,9 @@ def read_index(
     samples: list[Sample] = []
     seen: set[str] = set()
     run: list[_Member] = []
-    with open(path, "rb") as file:
+    with opened(path, stamp) as file:
         for info in _members(path, file):
-            member = _member(info, path, file)
+            member = _member(info, path, file, suffixes, probe)
             if member is None:
                 nameless += not info.isdir()
                 continue
@@ -95,7 +108,8 @@ def read_index(
 
 def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
     """Every member's header; when they are through, the end of the tar has been checked."""
-    size, end = os.fstat(file.fileno()).st_size, 0
+    size, end = file.seek(0, os.SEEK_END), 0
+    file.seek(0)
     if file.read(2) == b"\x1f\x8b":
         raise StoreError(f"{path} is compressed; unpack it (gunzip), as images are read from a tar by their place")
     file.seek(0)
@@ -117,7 +131,13 @@ def _members(path: Path, file: IO[bytes]) -> Iterator[tarfile.TarInfo]:
         raise StoreDamagedError(f"{path} is truncated: it does not end with {_END} zero bytes")
 
 
-def _member(info: tarfile.TarInfo, path: Path, file: IO[bytes]) -> _Member | None:
+def _member(
+    info: tarfile.TarInfo,
+    path: Path,
+    file: IO[bytes],
+    suffixes: Collection[str],
+    probe: Callable[[bytes], Probed] | None,
+) -> _Member | None:
     """A file of a sample, or None: a folder, or a name without key or field, or one of the tar's own (`__x__`)."""
     if info.isdir():
         return None
@@ -132,17 +152,28 @@ def _member(info: tarfile.TarInfo, path: Path, file: IO[bytes]) -> _Member | Non
     stem, _, field = last.partition(".")
     if not stem or not field or (stem.startswith("__") and stem.endswith("__")):
         return None
-    return _Member(folder + slash + stem, field.lower(), info.offset_data, info.size, _number(field, info, file))
+    field = field.lower()
+    probed = probe(_content(info, file)) if probe is not None and _is_image(field, suffixes) else None
+    return _Member(folder + slash + stem, field, info.offset_data, info.size, _number(field, info, file), probed)
+
+
+def _is_image(field: str, suffixes: Collection[str]) -> bool:
+    return "." + field.rpartition(".")[2] in suffixes
 
 
 def _number(field: str, info: tarfile.TarInfo, file: IO[bytes]) -> int | None:
-    if field.lower() not in LABELS or info.size > _NUMBER_BYTES:
+    if field not in LABELS or info.size > _NUMBER_BYTES:
         return None
+    found = _NUMBER.fullmatch(_content(info, file))
+    return int(found[1]) if found else None
+
+
+def _content(info: tarfile.TarInfo, file: IO[bytes]) -> bytes:
     place = file.tell()
     file.seek(info.offset_data)
-    found = _NUMBER.fullmatch(file.read(info.size))
+    data = file.read(info.size)
     file.seek(place)
-    return int(found[1]) if found else None
+    return data
 
 
 def _sample(run: list[_Member], path: Path, suffixes: Collection[str], keep: Callable[[str], bool]) -> Sample:
@@ -150,7 +181,7 @@ def _sample(run: list[_Member], path: Path, suffixes: Collection[str], keep: Cal
     if len(set(fields)) != len(fields):
         twice = next(field for field in fields if fields.count(field) > 1)
         raise StoreDamagedError(f"{path} holds {run[0].key}.{twice} twice")
-    images = [member for member in run if "." + member.field.rpartition(".")[2] in suffixes]
+    images = [member for member in run if _is_image(member.field, suffixes)]
     numbers = {member.field: member.number for member in run if member.number is not None}
     if len(images) != 1:
         found = f"several images ({', '.join(member.field for member in images)})" if images else "no image"
@@ -158,7 +189,7 @@ def _sample(run: list[_Member], path: Path, suffixes: Collection[str], keep: Cal
     image = images[0]
     others = tuple(field for field in fields if field != image.field)
     kept = {member.field: _place_of(member, path) for member in run if member.field in others and keep(member.field)}
-    return Sample(image.key, image.field, image.offset, image.size, others, numbers, kept=kept)
+    return Sample(image.key, image.field, image.offset, image.size, others, numbers, kept=kept, probed=image.probed)
 
 
 def _place_of(member: _Member, path: Path) -> tuple[int, int]:
@@ -167,12 +198,3 @@ def _place_of(member: _Member, path: Path) -> tuple[int, int]:
             f"{path} holds {member.key}.{member.field} of {member.size} bytes; --keep passes at most {KEPT_BYTES}"
         )
     return member.offset, member.size
-
-
-def read_kept(file: IO[bytes], sample: Sample) -> dict[str, Value]:
-    """The content of a sample's kept fields."""
-    found: dict[str, Value] = {}
-    for field, (offset, size) in sample.kept.items():
-        file.seek(offset)
-        found[field] = file.read(size)
-    return found

@@ -7,7 +7,7 @@ dropped, unless it is to be kept, and the summary says which.
 
 from __future__ import annotations
 
-import os
+import pickle
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,11 +17,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ImageError, StoreError
-from .batching import Encoded, decode_all
-from .contract import Array, Batch, FileStamp, Kept, Refused, ShardSpec, Survey, Value
+from .batching import Encoded, decode_all, fetched_ahead
+from .contract import Array, Batch, FileStamp, Kept, Refused, Shape, ShardSpec, Survey, Value
 from .decode import decode_bytes, probe_bytes
-from .tar_index import LABELS, Sample, read_index, read_kept
-from .walk import entries
+from .location import is_remote
+from .reading import read_part
+from .scratch import Scratch
+from .tar_index import LABELS, Sample, read_index
+from .walk import Found, entries, exists, files_in, glanced, is_folder, stamp_of
 
 
 class Decoding(NamedTuple):
@@ -30,6 +33,14 @@ class Decoding(NamedTuple):
     channels: int | None = None
     size: tuple[int, int] | None = None
     fit: str = "crop"
+
+
+def _probe(data: bytes, channels: int | None) -> Shape | str:
+    """The shape of an image, or why it cannot be taken."""
+    try:
+        return probe_bytes(data, channels)
+    except ImageError as error:
+        return str(error)
 
 
 class Tar(NamedTuple):
@@ -41,17 +52,36 @@ class Tar(NamedTuple):
 
 def looks_like_webdataset(path: Path) -> bool:
     """Whether a file is called `*.tar`, or a folder holds such files."""
-    if path.is_dir():
-        return any(entry.name.endswith(".tar") and entry.is_file() for entry in entries(path))
+    if is_folder(path):
+        return any(entry.name.endswith(".tar") and entry.is_file() for entry in glanced(path))
     return path.name.endswith(".tar")
 
 
+class KeptIndices:
+    """The indices of remote tars, in a temporary file: to make one reads the whole tar."""
+
+    def __init__(self) -> None:
+        self._file, self._places = Scratch(), dict[str, tuple[int, int]]()
+
+    def keep(self, name: str, samples: list[Sample]) -> None:
+        """Keep a tar's samples."""
+        data = pickle.dumps(samples)
+        self._places[name] = self._file.size, len(data)
+        self._file.append(data)
+
+    def __getitem__(self, name: str) -> list[Sample]:
+        samples: list[Sample] = pickle.loads(self._file.read(*self._places[name]))  # of this process alone
+        return samples
+
+
 class TarSamples:
-    """Reads samples by their index. What a worker gets: the tars of its shard alone, which it indexes anew.
+    """Reads samples by their index. What a worker gets: the tars of its shard alone, which it indexes anew; remote ones
+    come with their indices.
 
     Args:
         label: the field that is the class number, or None.
         kept: the fields that pass unchanged.
+        indices: of remote tars, by name.
     """
 
     def __init__(
@@ -61,9 +91,11 @@ class TarSamples:
         tars: Sequence[Tar],
         label: str | None = None,
         kept: Sequence[Kept] = (),
+        indices: dict[str, list[Sample]] | KeptIndices | None = None,
     ) -> None:
         self.root, self.decoding, self.label, self._tars = root, decoding, label, tars
         self.kept = tuple(kept)
+        self._indices = indices
         self._indexed: tuple[Tar, list[Sample]] | None = None
 
     def path_of(self, index: int) -> str:
@@ -79,29 +111,36 @@ class TarSamples:
         """In the order of `indices`, decoded in `workers` threads."""
         for item in decode_all(self._encoded(indices), workers):
             if isinstance(item, Batch) and self.kept:
-                yield replace(item, kept=[self._kept(index) for index in item.indices])
+                yield replace(item, kept=[self._values_of(index) for index in item.indices])
             else:
                 yield item
 
-    def _kept(self, index: int) -> Mapping[str, Value]:
+    def _values_of(self, index: int) -> Mapping[str, Value]:
         tar, sample = self._find(index)
-        with open(self.root / tar.stamp.path, "rb") as file:
-            return read_kept(file, sample)
+        path = self.root / tar.stamp.path
+        return {field: read_part(path, *place, tar.stamp) for field, place in sample.kept.items()}
 
     def _encoded(self, indices: Sequence[int]) -> Iterator[Encoded]:
+        if is_remote(self.root):
+            found = ((index, *self._find(index)) for index in indices)
+            yield from fetched_ahead(self._fetched, found)
+            return
         for index in indices:
             tar, sample = self._find(index)
             yield Encoded(index, f"{tar.stamp.path}//{sample.path}", partial(self._decode, tar, sample))
 
-    def _decode(self, tar: Tar, sample: Sample) -> Array:
-        return decode_bytes(self._bytes(tar, sample), *self.decoding)
+    def _fetched(self, found: tuple[int, Tar, Sample]) -> Encoded:
+        index, tar, sample = found
+        data = b"" if sample.fault else self._bytes(tar, sample)
+        return Encoded(index, f"{tar.stamp.path}//{sample.path}", partial(self._decode, tar, sample, data))
 
-    def _bytes(self, tar: Tar, sample: Sample) -> bytes:
+    def _decode(self, tar: Tar, sample: Sample, data: bytes | None = None) -> Array:
         if sample.fault:
             raise ImageError(sample.fault)
-        with open(self.root / tar.stamp.path, "rb") as file:
-            file.seek(sample.offset)
-            data = file.read(sample.size)
+        return decode_bytes(self._bytes(tar, sample) if data is None else data, *self.decoding)
+
+    def _bytes(self, tar: Tar, sample: Sample) -> bytes:
+        data = read_part(self.root / tar.stamp.path, sample.offset, sample.size, tar.stamp)
         if len(data) != sample.size:
             raise StoreError(f"{self.root / tar.stamp.path} was cut while it was read")
         return data
@@ -109,8 +148,11 @@ class TarSamples:
     def _find(self, index: int) -> tuple[Tar, Sample]:
         tar = self._tars[bisect_right(self._tars, index, key=lambda tar: tar.samples.start) - 1]
         if self._indexed is None or self._indexed[0] != tar:
-            tar.stamp.check_unchanged(self.root)
-            self._indexed = tar, read_index(self.root / tar.stamp.path, keep=self._asked).samples
+            if self._indices is None:
+                tar.stamp.check_unchanged(self.root)
+                self._indexed = tar, read_index(self.root / tar.stamp.path, keep=self._asked).samples
+            else:
+                self._indexed = tar, self._indices[tar.stamp.path]
         return tar, self._indexed[1][index - tar.samples.start]
 
     def _asked(self, field: str) -> bool:
@@ -126,20 +168,22 @@ class WebdatasetSource(TarSamples):
     own_names = False
 
     def __init__(self, path: Path, decoding: Decoding | None = None, keep: Sequence[str] = ()) -> None:
-        if not path.exists():
+        if not exists(path):
             raise StoreError(f"{path} does not exist")
-        self.single = not path.is_dir()
+        self.single = not is_folder(path)
         root = path.parent if self.single else path
-        names = [path.name] if self.single else sorted((entry.name for entry in path.iterdir()), key=os.fsencode)
-        found = [name for name in names if self.single or (name.endswith(".tar") and (root / name).is_file())]
+        files: Found = {path.name: None} if self.single else files_in(path)
+        names = list(files) if self.single else [entry.name for entry in entries(path)]
+        found = [name for name in files if self.single or name.endswith(".tar")]
         if not found:
             raise StoreError(f"{path} holds no tar (*.tar)")
         self._left_out = sorted(set(names) - set(found))
         self.kept = tuple(Kept(name, "binary") for name in keep)
+        self._remote, self._channels = KeptIndices() if is_remote(path) else None, (decoding or Decoding()).channels
         self._nameless, self._fields, self._numbers = 0, Counter[str](), Counter[str]()
         tars: list[Tar] = []
         for name in found:
-            tars.append(self._scan(root, name, tars[-1].samples.stop if tars else 0))
+            tars.append(self._scan(root, stamp_of(root, name, files), tars[-1].samples.stop if tars else 0))
         self._count = tars[-1].samples.stop
         if not self._count:
             raise StoreError(f"{path} holds no samples")
@@ -147,11 +191,15 @@ class WebdatasetSource(TarSamples):
             if not self._fields[name]:
                 others = ", ".join(sorted(self._fields)) or "none"
                 raise StoreError(f"{path}: no sample has the field {name} that --keep names; there are {others}")
-        super().__init__(root, decoding or Decoding(), tars, self._label_field(path), self.kept)
+        super().__init__(root, decoding or Decoding(), tars, self._label_field(path), self.kept, self._remote)
 
-    def _scan(self, root: Path, name: str, start: int) -> Tar:
-        stamp = FileStamp.of(root, name)
-        index = read_index(root / name, keep=self._asked)
+    def _scan(self, root: Path, stamp: FileStamp, start: int) -> Tar:
+        if self._remote is None:
+            index = read_index(root / stamp.path, keep=self._asked)
+        else:
+            probe = partial(_probe, channels=self._channels)
+            index = read_index(root / stamp.path, stamp=stamp, probe=probe, keep=self._asked)
+            self._remote.keep(stamp.path, index.samples)
         self._nameless += index.nameless
         for sample in index.samples:
             self._fields.update(sample.fields)
@@ -204,7 +252,8 @@ class WebdatasetSource(TarSamples):
     def part(self, samples: range) -> TarSamples:
         """What reads these samples alone."""
         tars = [tar for tar in self._tars if tar.samples.start < samples.stop and samples.start < tar.samples.stop]
-        return TarSamples(self.root, self.decoding, tars, self.label, self.kept)
+        indices = None if self._remote is None else {tar.stamp.path: self._remote[tar.stamp.path] for tar in tars}
+        return TarSamples(self.root, self.decoding, tars, self.label, self.kept, indices)
 
     def pick(self, samples: Sequence[int]) -> TarSamples:
         raise StoreError("tars are read one after the other: --shuffle does not apply to them; unpack them to a folder")
@@ -215,10 +264,9 @@ class WebdatasetSource(TarSamples):
         for index in range(self._count):
             tar, sample = self._find(index)
             path = self.path_of(index)
-            try:
-                shape = probe_bytes(self._bytes(tar, sample), self.decoding.channels)
-            except ImageError as error:
-                survey.refused.append(Refused(index, path, str(error)))
+            shape = sample.fault or sample.probed or _probe(self._bytes(tar, sample), self.decoding.channels)
+            if isinstance(shape, str):
+                survey.refused.append(Refused(index, path, shape))
                 continue
             if self.decoding.size is not None:
                 shape = (shape[0], *self.decoding.size)

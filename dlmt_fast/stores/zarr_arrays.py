@@ -7,9 +7,9 @@ as nothing tells a black image from a lost one.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,14 @@ from numpy.typing import NDArray
 
 from ..errors import DlmtError, StoreDamagedError, StoreError
 from .axes import channels_first, image_shape, layout_of
-from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey
+from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey, changed
+from .location import is_remote
 from .npy import encode_labels
+from .remote_errors import remote_errors
 from .runs import Runs, labels_beside
-from .scattered import ScatteredSamples
-from .zarr_format import METADATA, library
+from .scattered import ScatteredSamples, refuse_remote
+from .walk import exists, files_under, is_file, stamp_of
+from .zarr_format import METADATA, library, store_of
 
 _SLICE_BYTES = 4 << 20
 _MAX_CHUNK = 1 << 30
@@ -31,7 +34,7 @@ _SCATTERED_ROWS, _SCATTERED_BYTES = 16, 1 << 20  # a chunk beyond both is not de
 
 def looks_like_zarr(path: Path) -> bool:
     """Whether a folder is a Zarr array or group, version 3."""
-    return (path / METADATA).is_file()
+    return is_file(path / METADATA)
 
 
 class ZarrSource:
@@ -41,13 +44,13 @@ class ZarrSource:
     named = in_folders = single = own_names = False
 
     def __init__(self, path: Path) -> None:
-        if not (path / METADATA).is_file():
-            what = "is no Zarr array or group of version 3" if path.exists() else "does not exist"
+        if not is_file(path / METADATA):
+            what = "is no Zarr array or group of version 3" if exists(path) else "does not exist"
             raise StoreError(f"{path} {what}")
         self.root = path
-        files = _files(path)
-        self._stamps = [FileStamp.of(path, name) for name in files]
-        self._arrays = _arrays(path, files)
+        files = files_under(path)
+        self._stamps = [stamp_of(path, name, files) for name in files]
+        self._arrays = _arrays(path, list(files))
         beside = {name: _labels_of(name) for name in self._arrays if _labels_of(name) in self._arrays}
         whole = {name: array for name, array in self._arrays.items() if name not in beside.values()}
         self.images = [name for name, array in whole.items() if len(array.shape) in (3, 4)]
@@ -132,6 +135,7 @@ class ZarrSource:
         return self
 
     def pick(self, samples: Sequence[int]) -> Reader:
+        refuse_remote(self.root)
         for name in self.images:
             array = self._arrays[name]
             rows, size = int(array.chunks[0]), int(np.prod(array.chunks, dtype=object))
@@ -155,11 +159,6 @@ class ZarrSource:
             found[order] = np.asarray(array.oindex[(places[order], *[slice(None)] * (len(array.shape) - 1))])
         return channels_first(found, self._shape(name), path)
 
-    def _check_unchanged(self, name: str) -> None:
-        for stamp in self._stamps:
-            if stamp.path.startswith(name):
-                stamp.check_unchanged(self.root)
-
     def label_of(self, index: int) -> int | None:
         """From the array beside the images."""
         shard, first = self._runs.find(index)
@@ -178,11 +177,26 @@ class ZarrSource:
         if not indices:
             return
         shard, first = self._runs.find(indices[0])
-        self._check_unchanged(self.images[shard])
         samples = range(indices[0] - first, indices[-1] + 1 - first)
         name = self.images[shard]
+        self._check_unchanged(name)
         for start, images in read_slices(self._arrays[name], self.root / name, samples):
             yield Batch(range(first + start, first + start + len(images)), images)
+        if is_remote(self.root):
+            self._check_unchanged(name)  # zarr asks for no tag, and an object that vanished reads as the fill value
+
+    def _check_unchanged(self, name: str) -> None:
+        """Refuse an array of which a file changed; of remote ones a listing tells it, with no question for each."""
+        prefix = f"{name}/" if name else ""
+        stamps = [stamp for stamp in self._stamps if stamp.path.startswith(prefix)]
+        if not is_remote(self.root):
+            for stamp in stamps:
+                stamp.check_unchanged(self.root)
+            return
+        now = files_under(self.root / name)
+        for stamp in stamps:
+            if now.get(stamp.path.removeprefix(prefix)) != replace(stamp, path=stamp.path.removeprefix(prefix)):
+                raise changed(self.root / stamp.path)
 
 
 def read_slices(array: Any, path: Path, samples: range) -> Iterator[tuple[int, Array]]:
@@ -207,14 +221,6 @@ def _labels_of(images: str) -> str:
     return parent + slash + labels_beside(name)
 
 
-def _files(folder: Path) -> list[str]:
-    """All files by relative POSIX path, sorted as bytes."""
-    found = []
-    for parent, _, names in os.walk(folder):
-        found += [Path(parent, name).relative_to(folder).as_posix() for name in names]
-    return sorted(found, key=os.fsencode)
-
-
 def _arrays(root: Path, files: Sequence[str]) -> dict[str, Any]:
     """The arrays of a hierarchy by name; that of `root` itself is called ""."""
     found = {}
@@ -222,7 +228,7 @@ def _arrays(root: Path, files: Sequence[str]) -> dict[str, Any]:
         if file == METADATA or file.endswith(f"/{METADATA}"):
             name = file.removesuffix(METADATA).removesuffix("/")
             with _own_errors(root / name):
-                node = library().open(str(root / name), mode="r", zarr_format=3)
+                node = library().open(store_of(root / name), mode="r", zarr_format=3)
                 if isinstance(node, library().Array):
                     found[name] = node
     return found
@@ -258,7 +264,8 @@ def _refuse_missing(array: Any, path: Path, name: str, files: set[str]) -> None:
 def _own_errors(path: Path) -> Iterator[None]:
     """Whatever zarr says of damaged content becomes a StoreDamagedError."""
     try:
-        yield
+        with remote_errors(path):
+            yield
     except (DlmtError, MemoryError):
         raise
     except Exception as error:  # codecs and metadata raise almost anything on damaged content

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from ...errors import StoreDamagedError
 from ...stores.contract import Published, ShardSpec, ShardWriter
 from ...stores.listing import can_be_listed
 from ...stores.manifest import Manifest
-from ...stores.tar_index import read_index, read_kept
+from ...stores.tar_index import read_index
 from ...stores.tar_writer import TarWriter, key_of
 from .contract import Contents, OneFile, Place, StoredBatch, check_published, check_shape
 from .folder import decode_stored
@@ -70,8 +71,13 @@ class WebdatasetShard:
                 image = decode_stored(file.read(sample.size), sample.path, self._manifest.dtype)
                 check_shape(image.shape, self._manifest, self._path / sample.path)
                 labels = [sample.numbers["cls"]] if "cls" in sample.numbers else None
-                kept = [read_kept(file, sample)] if sample.kept else None
+                kept = [{field: _part(file, *place) for field, place in sample.kept.items()}] if sample.kept else None
                 yield StoredBatch(position, [sample.path], image[None], labels, kept)
 
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         return TarWriter(place.root, place.store_id, index, name, place.ops)
+
+
+def _part(file: IO[bytes], offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)
