@@ -263,6 +263,30 @@ def test_sheets_are_refused(place: Place) -> None:
     assert out.read_text() == "mine"
 
 
+# on S3
+
+
+@pytest.mark.parametrize("to", ["folder", "webdataset", "parquet", "zarr"])
+def test_remote_stores(to: str, place: Place, moto: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("pyarrow")
+    pytest.importorskip("zarr")
+    moto.use(monkeypatch)
+    moto.upload(place.source, "inspect", "source")
+    url = f"s3://inspect/{to}"
+    options = JobOptions(shard_size=3)
+    encrypt_store(place.source, url, place.key, SCHEME, place.owner, options, target_named=to)
+    found = inspect_store(url, place.key, place.owner)
+    assert (found.what, found.kind, found.count, found.inputs) == ("store", to, 7, 7)
+    assert sorted(next(iter(found.classes.values())).values()) == [3, 4]
+    out = place.root / f"{to}.png"
+    assert write_sheet(url, out, key=place.key, owner_folder=place.owner, decrypted=True).images == 7
+    source = inspect_store("s3://inspect/source")
+    assert (source.what, source.count, source.classes) == ("source", 7, {"class folders": {"a": 4, "b": 3}})
+    moto.client().delete_object(Bucket="inspect", Key=f"{to}/dlmt-store.json")
+    moto.client().put_object(Bucket="inspect", Key=f"{to}/.dlmt-job", Body=found.store_id.encode())
+    assert inspect_store(url, place.key, place.owner).shards_done == 3
+
+
 # the command
 
 Run = Callable[..., tuple[int, str, str]]
