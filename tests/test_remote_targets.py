@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import dlmt_fast as dlmt
+from dlmt_fast.cli import main
 from dlmt_fast.errors import DlmtError, RemoteError, StoreDamagedError, StoreError, UsageError
 from dlmt_fast.pipeline import (
     JobOptions,
@@ -214,14 +215,16 @@ def test_a_whole_bucket_is_a_target(remote: Remote) -> None:
     remote.verify()
 
 
-def test_the_command(remote: Remote) -> None:
+def test_the_command(remote: Remote, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     remote.images(5)
     remote.key.save(remote.root / "k", params=SCHEME.params)
+    monkeypatch.chdir(remote.root)
 
     def run(*words: str) -> Any:
-        line = [sys.executable, "-c", "from dlmt_fast.cli import main; main()", *words, "--key", "k", "--json"]
-        done = subprocess.run(line, cwd=remote.root, capture_output=True, check=False)
-        return done.returncode, json.loads(done.stdout)
+        monkeypatch.setattr(sys, "argv", ["dlmt", *words, "--key", "k", "--json"])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, json.loads(capsys.readouterr().out)
 
     code, facts = run("encrypt", "source", remote.url, "--dry-run")
     assert (code, facts["target"], facts["free_bytes"]) == (0, remote.url, None)
@@ -331,7 +334,7 @@ def test_only_what_does_not_count_is_done_again(what: str, remote: Remote) -> No
     remote.check_clean()
 
 
-@pytest.mark.parametrize("to", ["folder", "webdataset"])
+@pytest.mark.parametrize("to", ["folder", pytest.param("webdataset", marks=pytest.mark.long)])
 def test_check_reads_every_byte(to: str, remote: Remote) -> None:
     remote.images(6)
     remote.encrypt(to=to)
@@ -465,6 +468,33 @@ def test_ctrl_c_leaves_a_state_to_resume(remote: Remote) -> None:
     assert "were done already" in done.notes[0]
     assert without_manifest(remote.objects()) == without_manifest(files_of_local(remote))
     remote.check_clean()
+
+
+def test_from_s3_to_s3(remote: Remote) -> None:
+    remote.images(5)
+    whole = without_manifest(files_of_local(remote))
+    remote.server.upload(remote.source, remote.bucket, remote.base + "photos")
+    remote.source = f"s3://{remote.bucket}/{remote.base}photos"  # type: ignore[assignment]
+    remote.encrypt()
+    found = without_manifest(remote.objects())
+    assert sorted(found.values()) != sorted(whole.values())  # other stamps, so another job: other names
+    assert {len(data) for data in found.values()} == {len(data) for data in whole.values()}
+    remote.verify()
+
+
+@pytest.mark.long
+def test_ray(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks stage in their own processes, and upload from there."""
+    pytest.importorskip("ray")
+    monkeypatch.setenv("RAY_TMPDIR", tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    remote.images(9)
+    whole = without_manifest(files_of_local(remote))
+    assert remote.encrypt(engine="ray", workers=2).outputs == 9
+    assert without_manifest(remote.objects()) == whole
+    remote.remove("a/store/dlmt-shard-00001.txt")
+    assert "4 of 5 shards" in remote.encrypt(engine="ray", workers=2, resume=True).notes[0]
+    assert without_manifest(remote.objects()) == whole
+    remote.verify()
 
 
 # --- publishing one object -------------------------------------------------------------------------------------------

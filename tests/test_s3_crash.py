@@ -154,8 +154,14 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bucket_module, "PART", 5 << 20)
 
 
-@pytest.mark.parametrize("fault", ["lost", "reset", "503"])
-@pytest.mark.parametrize("request_", ["begin", "part", "complete"])
+@pytest.mark.parametrize(
+    ("request_", "fault"),
+    [
+        *(("begin", "503"), ("part", "reset"), ("complete", "lost"), ("complete", "503")),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in (("begin", "lost"), ("part", "lost"))),
+        *(pytest.param(*each, marks=pytest.mark.long) for each in (("begin", "reset"), ("complete", "reset"))),
+    ],
+)
 def test_uploads_in_parts(request_: str, fault: str, place: Place, behind: Any, small_parts: None) -> None:
     method, part = {"begin": ("POST", "uploads"), "part": ("PUT", "partNumber=2"), "complete": ("POST", "uploadId")}[
         request_

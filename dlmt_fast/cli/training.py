@@ -16,7 +16,7 @@ from .shared import answer, console, load_key, scheme_of
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="The folder of the data set, or of a store that dlmt encrypt wrote.")],
+    data: Annotated[str, typer.Option(help="The folder of the data set, or of a store that dlmt encrypt wrote.")],
     dataset: Annotated[str, typer.Option(help="mnist, fashion-mnist, cifar10, or folder (train/CLASS, test/CLASS).")],
     out: Annotated[Path, typer.Option(help="Where log, curve and checkpoint go; must not exist or be empty.")],
     key_path: MaybeKeyFile = None,

@@ -260,6 +260,7 @@ class _Run:
         for shard in self._shards:
             yield from self._job.files_of(shard)
         yield from (name for _, name in self._job.labels())
+        yield from self._job.form.closing_labels(shard.name for shard in self._job.shards)
 
     def _look_for_duplicates(self, summary: Summary, progress: Progress) -> None:
         found = find_duplicates(self._job, progress)

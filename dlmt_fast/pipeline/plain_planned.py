@@ -40,7 +40,7 @@ class PlannedDecrypt:
         ops: FileOps,
     ) -> None:
         refuse_remote_images(target)
-        check_access(source)
+        check_access(source, read_only=True)
         self.store, self.key, self.ops = StoredImages(source, key), key, ops
         manifest, single = self.store.manifest, self.store.single
         folder = journal_folder(target, single)

@@ -85,7 +85,7 @@ class RemoteStorage:
             self.objects.abort_uploads(lambda found: found.intersection(names()))
 
 
-def check_access(root: Path) -> None:
+def check_access(root: Path, read_only: bool = False) -> None:
     """See that a remote place can be reached and listed, before any work is done.
 
     Raises:
@@ -93,7 +93,7 @@ def check_access(root: Path) -> None:
     """
     if is_remote(root):
         remove_dead_staging()
-        next(objects_at(root).entries(), None)
+        next(objects_at(root, read_only=read_only).entries(), None)
 
 
 def refuse_remote_images(target: Path) -> None:
@@ -131,7 +131,7 @@ def at_hand(root: Path, form: StoredFormat, shard: Published) -> Iterator[Path]:
     if not is_remote(root):
         yield root
         return
-    objects = objects_at(root)
+    objects = objects_at(root, read_only=True)
     with downloaded(root, [shard.name]) as folder:
         if not form.one_file:
             fetch_all(objects, form.files(folder, shard) - {shard.name}, folder)
@@ -154,7 +154,7 @@ def downloaded(root: Path, names: Iterable[str]) -> Iterator[Path]:
         return
     with staging() as folder:
         try:
-            fetch_all(objects_at(root), names, folder)
+            fetch_all(objects_at(root, read_only=True), names, folder)
             yield folder
         except StoreDamagedError as error:  # it names the copies
             raise StoreDamagedError(str(error).replace(str(folder), str(root))) from None

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable, Container, Iterable, Iterator
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..errors import StoreError, UsageError
+from ..errors import RemoteError, StoreError, UsageError
 from ..stores.contract import Published
 from ..stores.location import is_remote
 from ..stores.manifest import NAME, Manifest, is_single, read_manifest
@@ -88,6 +89,8 @@ class Target:
         if marked is None and self._taken():
             try:
                 manifest = read_manifest(self.path)
+            except RemoteError:
+                raise
             except StoreError:
                 raise UsageError(f"{self.path} is not empty and no stopped job is there to resume") from None
             if manifest.store_id != store_id:
@@ -116,7 +119,7 @@ class Target:
         self, store_id: str, shards: Container[int] | None, names: Callable[[], Iterable[str]] = lambda: ()
     ) -> None:
         """Remove what attempts left half-written; nothing may be writing it. See `Storage.sweep`."""
-        self.storage.sweep(store_id, shards, lambda: (*names(), self.manifest.name))
+        self.storage.sweep(store_id, shards, lambda: chain(names(), [self.manifest.name]))
 
     def discard(self, names: Iterable[str]) -> None:
         """Remove what a shard that does not count has made visible. Before the old store is retired that is nothing.
@@ -249,6 +252,8 @@ class Target:
             raise UsageError(f"{self.path} is not empty; choose another target, or replace a store with --overwrite")
         try:
             return set(files_of(self.path, read_manifest(self.path)))
+        except RemoteError:
+            raise
         except StoreError as error:
             raise StoreError(
                 f"{self.path} is not empty and not a finished store, so --overwrite will not delete it ({error}); "

@@ -47,7 +47,7 @@ def verify_store(
     """
     started = time.perf_counter()
     path = located(store)
-    check_access(path)
+    check_access(path, read_only=True)
     manifest, single = read_manifest(path), is_single(path)
     root = path.parent if single else path
     summary = Summary("verify", str(path), "", manifest.store_id, manifest.kind, manifest.dtype)

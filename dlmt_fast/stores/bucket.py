@@ -7,7 +7,6 @@ object was there before, length and digest tell whether it is the one that was t
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import errno
 import hashlib
@@ -18,26 +17,24 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from threading import Event
 from typing import Any, BinaryIO
 
-from ..errors import DlmtError, RemoteError, StoreError
+from ..errors import RemoteError, StoreError
 from .remote import files_below
 from .remote_errors import remote_errors
+from .s3_requests import Conflict, Requests
 from .staging import write_staged
 
-MULTIPART_FROM = 64 << 20  # bytes of a file that is uploaded in parts
-PART = 16 << 20
+MULTIPART_FROM = 32 << 20  # bytes of a file that is uploaded in parts
+PART = 8 << 20
 _PARTS = 10_000  # that an object has at most
 _PARTS_AT_ONCE = 4
 _KEYS = 1000  # of one request to delete
 _DIGEST = "dlmt-sha256"
-_CONFLICTING, _NOT_IMPLEMENTED = (409, 412), 501
 _ATTEMPTS = 5  # where the server answers that another conditional request is under way, a second apart
-_DAMAGED = ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody")
 
 
-class Bucket:
+class Bucket(Requests):
     """See `objects.Objects`.
 
     Args:
@@ -48,9 +45,8 @@ class Bucket:
     shared = True
 
     def __init__(self, root: Any, conditional: bool = True) -> None:
-        self.root, self.conditional, self._fs = root, conditional, root.fs
-        self._bucket, _, prefix = root.path.partition("/")
-        self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
+        super().__init__(root)
+        self.conditional = conditional
 
     def entries(self) -> Iterator[tuple[str, int]]:
         """(relative name, size) of every object, page by page; placeholders of folders are none."""
@@ -112,20 +108,22 @@ class Bucket:
             raise there
         try:
             self._put_bytes(name, data, {"IfNoneMatch": "*"})
-        except _Conflict:
+        except Conflict:
             raise there from None
         except RemoteError as error:
             if error.errno != errno.ENOSYS:
                 raise
             self._put_bytes(name, data, {})
         self.probe(name, data)
+        if not self.conditional and self.read(name, len(data) + 1) != data:  # another was faster
+            raise there
 
     def probe(self, name: str, data: bytes) -> None:
         """Set `conditional`, by asking again to create an object that has this content."""
         try:
             self._put_bytes(name, data, {"IfNoneMatch": "*"})
             self.conditional = False
-        except _Conflict:
+        except Conflict:
             self.conditional = True
         except RemoteError as error:
             if error.errno != errno.ENOSYS:
@@ -155,7 +153,7 @@ class Bucket:
                     else:
                         self._put_parts(name, path, size, sha256, condition)
                 return
-            except _Conflict:
+            except Conflict:
                 if self._is_there(name, size, sha256):
                     return
                 time.sleep(attempt and 1.0)
@@ -174,9 +172,8 @@ class Bucket:
             answer = self._told("", "delete_objects", Bucket=self._bucket, Delete=asked)
             for fault in answer.get("Errors", ()):
                 if fault.get("Code") != "NoSuchKey":
-                    raise RemoteError(
-                        errno.EACCES, f"{self.root}: {fault.get('Key')} cannot be deleted: {fault.get('Message')}"
-                    )
+                    number = errno.EACCES if fault.get("Code") == "AccessDenied" else errno.EIO
+                    raise RemoteError(number, f"{self.root}: {fault['Key']} is not deleted: {fault.get('Message')}")
 
     def abort_uploads(self, ours: Callable[[set[str]], set[str]]) -> None:
         """Abort unfinished uploads in parts.
@@ -278,53 +275,6 @@ class Bucket:
             return None
         return answer["ContentLength"], answer.get("Metadata", {}).get(_DIGEST)
 
-    def _key(self, name: str) -> dict[str, str]:
-        return {"Bucket": self._bucket, "Key": self._prefix + name}
-
-    def _request(self, method: str, name: str, **fields: Any) -> dict[str, Any]:
-        """A call about one object. What `remote_errors` would not tell is told here."""
-        try:
-            answer: dict[str, Any] = self._settled(lambda: self._fs._call_s3(method, **self._key(name), **fields))
-        except Exception as error:
-            if "IfNoneMatch" in fields and _status(error) in _CONFLICTING:
-                raise _Conflict from None
-            if _status(error) == _NOT_IMPLEMENTED:
-                raise RemoteError(errno.ENOSYS, f"{self.root / name}: the server does not know {method}") from None
-            if _code(error) in _DAMAGED:
-                raise RemoteError(
-                    errno.EIO, f"{self.root / name}: the server received other bytes than were sent"
-                ) from None
-            raise
-        return answer
-
-    def _told(self, name: str, method: str, **fields: Any) -> dict[str, Any]:
-        with remote_errors(self.root / name if name else self.root):
-            answer: dict[str, Any] = self._settled(lambda: self._fs._call_s3(method, **fields))
-        return answer
-
-    def _settled(self, call: Callable[[], Any]) -> Any:
-        """The result of a coroutine in the file system's loop. A signal that interrupts this ends the request too:
-        `fsspec`'s own way leaves it going, and an object could appear after the job was cleared away."""
-        ended = Event()
-
-        async def run() -> Any:
-            try:
-                return await call()
-            finally:
-                ended.set()
-
-        future = asyncio.run_coroutine_threadsafe(run(), self._fs.loop)
-        try:
-            return future.result()
-        except BaseException:
-            if future.cancel():
-                ended.wait(1.0)  # it may not have begun
-            raise
-
-
-class _Conflict(DlmtError):
-    """The object is there, or another request for it is under way. Told before `remote_errors` would."""
-
 
 def _check_staged(path: Path, digest: Any, sha256: str) -> None:
     if digest.hexdigest() != sha256:
@@ -337,21 +287,3 @@ def _described(sha256: str) -> dict[str, Any]:
 
 def _base64(digest: Any) -> str:
     return base64.b64encode(digest.digest()).decode("ascii")
-
-
-def _response(error: BaseException | None) -> dict[str, Any]:
-    """The server's answer behind an error, or behind what s3fs made of it."""
-    for each in (error, getattr(error, "__cause__", None)):
-        response = getattr(each, "response", None)
-        if isinstance(response, dict):
-            return response
-    return {}
-
-
-def _status(error: BaseException) -> int | None:
-    found: int | None = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
-    return found
-
-
-def _code(error: BaseException) -> str:
-    return str(_response(error).get("Error", {}).get("Code", ""))

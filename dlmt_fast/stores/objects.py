@@ -88,8 +88,8 @@ class Objects(Protocol):
         ...
 
 
-def objects_at(root: Path, conditional: bool = True) -> Objects:
-    """What writes to a remote place.
+def objects_at(root: Path, conditional: bool = True, read_only: bool = False) -> Objects:
+    """What writes to a remote place, or only reads there.
 
     Args:
         root: a `upath.UPath`.
@@ -101,7 +101,7 @@ def objects_at(root: Path, conditional: bool = True) -> Objects:
     place: Any = root
     if place.protocol in _S3:
         return Bucket(place, conditional)
-    if place.protocol in _WHOLE:
+    if read_only or place.protocol in _WHOLE:
         return PlainObjects(place)
     raise UsageError(
         f"{root}: stores are written to local folders, s3, gs and az; {place.protocol}:// may show half-written files, "

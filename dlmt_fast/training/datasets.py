@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import ParameterError, StoreError, UsageError
+from ..stores.location import is_remote, located
 from ..stores.manifest import NAME, Manifest, read_manifest
 from . import read_cifar, read_folder, read_idx
 from .arrays import Arrays
@@ -88,7 +89,9 @@ def load_data(folder: Path | str, dataset: str) -> Data:
     """
     if dataset not in DATASETS:
         raise ParameterError(f"there is no data set {dataset!r}; expected one of {', '.join(DATASETS)}")
-    root = Path(folder)
+    root = located(folder)
+    if is_remote(root):
+        raise UsageError(f"{root} is remote, and training reads folders of this machine; copy the data here first")
     if not root.is_dir():
         raise StoreError(
             f"{root} {'is a file' if root.exists() else 'does not exist'}; --data takes a folder with {_words(dataset)}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -125,6 +125,10 @@ class StoredFormat(Protocol):
         """
         ...
 
+    def closing_labels(self, shards: Iterable[str]) -> set[str]:
+        """The names of the files of labels that `closing` may give; `shards` are names."""
+        ...
+
     def suffix(self, dtype: str) -> str:
         """What the name of a sample ends with in the store; "" where samples have none."""
         ...
@@ -193,6 +197,9 @@ class OneFile:
         self, dtype: str, shape: Shape | None, shards: Sequence[Published], labels: Sequence[Sequence[int] | None]
     ) -> Iterator[tuple[str, bytes]]:
         return iter(())
+
+    def closing_labels(self, shards: Iterable[str]) -> set[str]:
+        return set()
 
     def stored_labels(self, root: Path, manifest: Manifest) -> list[Sequence[int] | None]:
         return [None] * len(manifest.shards)

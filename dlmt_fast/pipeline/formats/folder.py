@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,9 @@ class FolderFormat:
         self, dtype: str, shape: Shape | None, shards: Sequence[Published], labels: Sequence[Sequence[int] | None]
     ) -> Iterator[tuple[str, bytes]]:
         return iter(())
+
+    def closing_labels(self, shards: Iterable[str]) -> set[str]:
+        return set()
 
     def stored_labels(self, root: Path, manifest: Manifest) -> list[Sequence[int] | None]:
         return [None] * len(manifest.shards)

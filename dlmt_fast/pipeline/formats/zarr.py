@@ -5,7 +5,7 @@ source is one. Labels, an int64 array beside, and all metadata are published whe
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -81,6 +81,10 @@ class ZarrFormat(OneFile):
                 yield plan.labels_object, encode_labels(values)
             plans.append(plan)
         yield from metadata_files(plans)
+
+    def closing_labels(self, shards: Iterable[str]) -> set[str]:
+        arrays = {array_of(name) for name in shards}
+        return {ArrayPlan(name, True, (0, 1, 1, 1), "uint8", 1).labels_object for name in arrays}
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> ZarrShard:
         return ZarrShard(root, shard, manifest)
