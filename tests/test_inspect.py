@@ -266,9 +266,8 @@ def test_sheets_are_refused(place: Place) -> None:
 # on S3
 
 
-@pytest.mark.parametrize("to", ["folder", "webdataset", "parquet", "zarr"])
+@pytest.mark.parametrize("to", ["folder", "zarr"])
 def test_remote_stores(to: str, place: Place, moto: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pyarrow")
     pytest.importorskip("zarr")
     moto.use(monkeypatch)
     moto.upload(place.source, "inspect", "source")

@@ -289,3 +289,14 @@ def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pyte
         cli.main()
     assert stop.value.code in (0, None)
     assert "pass unprotected: txt, width" in capsys.readouterr().out
+
+
+def test_remote_tars(place: Place, moto: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    tars(place)
+    moto.use(monkeypatch)
+    moto.upload(place.source, "kept", "tars")
+    options = JobOptions(keep=("txt", "width"))
+    encrypt_store("s3://kept/tars", place.store, place.key, SCHEME, place.owner, options)
+    stored = members(place.store)
+    assert [stored[str(i)]["txt"] for i in range(4)] == CAPTIONS
+    assert {sample["width"] for sample in stored.values()} == {b"5"}

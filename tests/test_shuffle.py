@@ -21,6 +21,7 @@ from dlmt_fast.errors import StoreError
 from dlmt_fast.pipeline import JobOptions, Summary, decrypt_store, encrypt_store, verify_store
 from dlmt_fast.pipeline.open import open_source
 from dlmt_fast.pipeline.order import Order
+from dlmt_fast.pipeline.reordered import ReorderedWriter
 from dlmt_fast.pipeline.seal import StoreSeal
 from dlmt_fast.pipeline.shuffle import Shuffle, ShuffledSource, reordered
 from dlmt_fast.stores.decode import decode
@@ -399,3 +400,47 @@ def test_no_secret_goes_to_worker_processes_with_a_shard(place: Place) -> None:
     assert secret not in pickled
     again = pickle.loads(pickled)
     assert [again.path_of(i) for i in range(5, 10)] == [part.path_of(i) for i in range(5, 10)]
+
+
+# remote sources
+
+
+def test_a_remote_folder_is_shuffled_and_remote_arrays_are_refused(
+    place: Place, moto: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths = photos(place.source)
+    moto.use(monkeypatch)
+    moto.upload(place.source, "shuffled", "photos")
+    np.save(place.root / "a.npy", np.zeros((3, 4, 4), np.uint8))
+    moto.client().upload_file(str(place.root / "a.npy"), "shuffled", "arrays/a.npy")
+    options = JobOptions(shuffle=True, normalize="none", duplicates="report", shard_size=5)
+    summary = encrypt_store("s3://shuffled/photos", place.store, place.key, SCHEME, place.owner, options)
+    assert (summary.outputs, summary.duplicates) == (23, 0)
+    place.decrypt()
+    assert {path: decode(place.back / path)[0, 0, 0] for path in paths} == {path: i for i, path in enumerate(paths)}
+    with pytest.raises(StoreError, match="is remote"):
+        encrypt_store(
+            "s3://shuffled/arrays", place.root / "x", place.key, SCHEME, place.owner, JobOptions(shuffle=True)
+        )
+
+
+def test_a_stopped_decrypt_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = arrays(place, "npy")
+    place.encrypt(names="keep")
+    make, made = ReorderedWriter.publish, []
+
+    def failing(self: ReorderedWriter) -> Any:
+        if made:
+            raise OSError("stopped")
+        made.append(make(self))
+        return made[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ReorderedWriter, "publish", failing)
+        with pytest.raises(OSError, match="stopped"):
+            place.decrypt()
+    assert not [path for path in place.back.iterdir() if path.name.startswith(".tmp-")]
+    decrypt_store(place.store, place.back, place.key, place.owner, resume=True)
+    assert {name: value.tolist() for name, value in read(place.back).items()} == {
+        name: value.tolist() for name, value in expected.items()
+    }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -118,7 +119,7 @@ class ShuffledSamples:
                 if isinstance(item, Refused):
                     yield Refused(places[item.index], item.path, item.reason)
                 else:
-                    yield Batch([places[sample] for sample in item.indices], item.images, item.labels)
+                    yield replace(item, indices=[places[sample] for sample in item.indices])
 
 
 class ShuffledSource:

@@ -8,7 +8,7 @@ import errno
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -358,7 +358,8 @@ def _without(batch: Batch, task: Task, refused: list[Refused], advance: Advance)
         advance(1)
     labels = None if batch.labels is None else [batch.labels[place] for place in stay]
     kept = None if batch.kept is None else [batch.kept[place] for place in stay]
-    return Batch([batch.indices[place] for place in stay], batch.images[stay], labels, kept)
+    indices = [batch.indices[place] for place in stay]
+    return replace(batch, indices=indices, images=batch.images[stay], labels=labels, kept=kept)
 
 
 def _labels(task: Task, batch: Batch) -> list[int] | None:

@@ -99,7 +99,7 @@ class ParquetRows:
                 continue
             found = [rows.pop(index) for index in item.indices]
             labels = None if self.columns.label is None else [row.label or 0 for row in found]
-            yield Batch(item.indices, item.images, labels, [row.kept for row in found] if self.kept else None)
+            yield replace(item, labels=labels, kept=[row.kept for row in found] if self.kept else None)
 
     def _encoded(self, wanted: set[int], rows: dict[int, Row]) -> Iterator[Encoded]:
         for _, run in groupby(self._groups, key=lambda group: group.path):
