@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 import dlmt_fast as dlmt
 from dlmt_fast import cli
 from dlmt_fast.errors import ImageError, ParameterError, StoreError
-from dlmt_fast.pipeline import JobOptions, Summary, decrypt_store, encrypt_store, verify_store
+from dlmt_fast.pipeline import JobOptions, Slice, Summary, decrypt_store, encrypt_store, verify_store
 from dlmt_fast.pipeline.encrypt import _Run
 from dlmt_fast.stores.equal import Contents
 from dlmt_fast.stores.png import encode_png
@@ -118,6 +118,24 @@ def test_bytes_do_not_depend_on_workers_slices_or_stops(place: Place, monkeypatc
     assert contents(place.store) == expected
 
 
+def test_slices_take_the_lists_of_the_first(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    place.encrypt()
+    expected = contents(place.store)
+    place.store.rename(place.root / "first")
+    place.root.joinpath("owner").rename(place.root / "owner of the first")
+    assert place.encrypt(slice=Slice(2, 2)).duplicates == 3
+    monkeypatch.setattr("dlmt_fast.pipeline.duplicates._digested", None)
+    place.encrypt(slice=Slice(1, 2))
+    assert contents(place.store) == expected
+
+
+def test_places_beyond_the_last_content() -> None:
+    found = Contents()
+    for index in (0, 1):
+        found.add(index, bytes(32), "x")
+    assert list(found.repeated(100, lambda indices: indices + 98)) == [(99, 1, 0)]
+
+
 def test_damaged_lists_are_made_again(place: Place) -> None:
     summary = place.encrypt()
     expected = contents(place.store)
@@ -186,7 +204,7 @@ def test_contents(numbers: list[int], gap: int) -> None:
     for i, number in enumerate(numbers):
         if firsts.setdefault(number, i) != i:
             expected.append((i * (gap + 1), firsts[number] * (gap + 1)))
-    assert [(item.content, item.first) for item in found.repeated()] == expected
+    assert [(item.content, item.first) for item in found.repeated(len(numbers) * (gap + 1))] == expected
     assert all(found.name(i * (gap + 1)) == f"n{i}" for i in range(len(numbers)))
 
 

@@ -276,6 +276,8 @@ def test_sources_without_fields(place: Place) -> None:
         place.encrypt("txt")
     with pytest.raises(ParameterError, match="twice"):
         JobOptions(keep=("a", "a"))
+    with pytest.raises(ParameterError, match="500 letters"):
+        JobOptions(keep=tuple(f"{i:030}" for i in range(20)))
 
 
 def test_the_command(place: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

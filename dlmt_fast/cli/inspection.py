@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import UsageError
-from .options import Json, MaybeKeyFile, Owner, PassphraseFile, owner_of
+from .options import Json, MaybeKeyFile, Owner, PassphraseFile, ProgressMode, owner_of
+from .progress import shown
 from .shared import answer, load_key
 
 _SHOWN = 20  # classes in the text
@@ -28,6 +29,7 @@ def inspect(
     from_kind: Annotated[
         str | None, typer.Option("--from", help="The kind of a source, where that does not tell.")
     ] = None,
+    progress_mode: ProgressMode = "auto",
     as_json: Json = False,
 ) -> None:
     """Say what a store holds and tells to anyone, with the key also what is sealed; or what a source holds."""
@@ -38,7 +40,8 @@ def inspect(
     key = None if key_path is None else load_key(key_path, passphrase_file)
     folder = None if key_path is None else owner_of(key_path, owner)
     options = JobOptions(ignore=tuple(ignore or ()))
-    found = inspect_store(path, key, folder, options, from_kind)
+    with shown("inspect", progress_mode, as_json):
+        found = inspect_store(path, key, folder, options, from_kind)
     facts, lines = found.as_dict(), _described(found)
     if sheet is not None and found.what != "unfinished":
         written = write_sheet(path, sheet, images, key, folder, decrypted, overwrite, options, from_kind)

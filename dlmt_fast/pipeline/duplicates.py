@@ -50,7 +50,7 @@ def find_duplicates(job: PlannedJob, progress: Progress) -> Duplicates:
         source = job.source if shuffled is None else shuffled.base
         contents, inputs = _digested(source, job.options.workers or 1, job.options.on_error, progress)
         equal = 0
-        equals = contents.repeated() if shuffled is None else contents.repeated(shuffled.shuffle.places)
+        equals = contents.repeated(inputs) if shuffled is None else contents.repeated(inputs, shuffled.shuffle.places)
         for shard, found in _by_shard(contents, equals, shards):
             equal += len(found)
             owner.write_duplicates(shard, found)

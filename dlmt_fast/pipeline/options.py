@@ -10,6 +10,7 @@ from ..errors import ParameterError
 from ..stores.folder import SHARD_SIZE
 from .slices import WHOLE, Slice
 
+_KEEP_LETTERS = 500  # of all names that a job keeps, for the store's header holds them
 FITS = ("crop", "stretch", "pad")
 
 
@@ -75,6 +76,10 @@ class JobOptions:
         _one_of("classes", self.classes, ("keep", "index"))
         if len(set(self.keep)) != len(self.keep):
             raise ParameterError(f"keep names a field twice: {', '.join(self.keep)}")
+        if sum(map(len, self.keep)) > _KEEP_LETTERS:
+            raise ParameterError(
+                f"keep takes names of {_KEEP_LETTERS} letters together, got {len(self.keep)} longer ones"
+            )
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
             raise ParameterError(f"size must be (H, W), two positive integers, got {self.size}")
         if self.size is not None and self.per_size:

@@ -52,17 +52,20 @@ class Contents:
         end = int.from_bytes(self._ends.read(8 * index, 8), "little")
         return self._names.read(start, end - start).decode("utf-8")
 
-    def repeated(self, place_of: Callable[[Numbers], Numbers] = lambda indices: indices) -> Iterator[Equal]:
+    def repeated(
+        self, places: int, place_of: Callable[[Numbers], Numbers] = lambda indices: indices
+    ) -> Iterator[Equal]:
         """Every content that is equal to an earlier one, in the order of their places.
 
         Args:
-            place_of: from indices to places, both below the number of contents.
+            places: how many there are.
+            place_of: from indices to places.
         """
         parts = [Scratch() for _ in range(_PARTS)]
         for part in self._parts:
             for place, index, first in _repeated(part, place_of):
                 record = np.array([place, index, first], "<u8")
-                parts[int(place) * _PARTS // max(1, self._count)].append(record.tobytes())
+                parts[int(place) * _PARTS // places].append(record.tobytes())
         for part in parts:
             found = np.frombuffer(part.read(0, part.size), "<u8").reshape(-1, 3)
             for place, index, first in found[np.argsort(found[:, 0])].tolist():
