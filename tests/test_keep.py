@@ -276,7 +276,7 @@ def test_sources_without_fields(place: Place) -> None:
         place.encrypt("txt")
     with pytest.raises(ParameterError, match="twice"):
         JobOptions(keep=("a", "a"))
-    with pytest.raises(ParameterError, match="500 letters"):
+    with pytest.raises(ParameterError, match="500 letters together, got 600"):
         JobOptions(keep=tuple(f"{i:030}" for i in range(20)))
 
 

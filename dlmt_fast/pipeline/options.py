@@ -76,10 +76,8 @@ class JobOptions:
         _one_of("classes", self.classes, ("keep", "index"))
         if len(set(self.keep)) != len(self.keep):
             raise ParameterError(f"keep names a field twice: {', '.join(self.keep)}")
-        if sum(map(len, self.keep)) > _KEEP_LETTERS:
-            raise ParameterError(
-                f"keep takes names of {_KEEP_LETTERS} letters together, got {len(self.keep)} longer ones"
-            )
+        if (letters := sum(map(len, self.keep))) > _KEEP_LETTERS:
+            raise ParameterError(f"keep takes names of at most {_KEEP_LETTERS} letters together, got {letters}")
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
             raise ParameterError(f"size must be (H, W), two positive integers, got {self.size}")
         if self.size is not None and self.per_size:
