@@ -71,7 +71,8 @@ class JobOptions:
     def __post_init__(self) -> None:
         _one_of("fit", self.fit, FITS)
         _one_of("on_error", self.on_error, ("fail", "quarantine"))
-        _one_of("duplicates", self.duplicates or "report", ("report", "drop"))
+        if self.duplicates is not None:
+            _one_of("duplicates", self.duplicates, ("report", "drop"))
         _one_of("names", self.names, ("hash", "keep"))
         _one_of("classes", self.classes, ("keep", "index"))
         if len(set(self.keep)) != len(self.keep):
