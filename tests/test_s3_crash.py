@@ -29,7 +29,7 @@ from dlmt_fast.stores.publish import file_digest
 pytest.importorskip("s3fs")
 
 SCHEME = dlmt.DLMT("mat_mmt")
-BUCKET = "crashes"
+BUCKET = "ready"  # each further one would take volumes of SeaweedFS
 TYPES = ("application/octet-stream", "image/png", "text/plain")  # SeaweedFS does not keep the first, and looks itself
 
 
@@ -302,18 +302,20 @@ class Job:
             line, cwd=self.place.root, env=self.environment, check=True, stdout=subprocess.PIPE
         ).stdout
 
-    def entered(self) -> int:
-        return len(list((self.place.root / "k.stores").rglob("journal-*")))
+    def entered(self, since: int) -> int:
+        """How many shards were entered since then, in ns."""
+        entries = (self.place.root / "k.stores").rglob("journal-*")
+        return sum(path.stat().st_mtime_ns > since for path in entries)
 
     def start_and_kill(self) -> bool:
         """Kill parent or worker, at any moment from the start on or when some more shards count; False where the job
         ended before that."""
         rng, nowhere = self.rng, subprocess.DEVNULL
         end = time.monotonic() + rng.uniform(0.2, 3)
-        shards = self.entered() + rng.randrange(4) if rng.random() < 0.7 else 10**6
+        shards, since = rng.randrange(1, 4) if rng.random() < 0.7 else 10**6, time.time_ns()
         line = self.command(*self.words)
         with subprocess.Popen(line, cwd=self.place.root, env=self.environment, stdout=nowhere, stderr=nowhere) as job:
-            while job.poll() is None and self.entered() < shards and (time.monotonic() < end or shards < 10**6):
+            while job.poll() is None and self.entered(since) < shards and (time.monotonic() < end or shards < 10**6):
                 time.sleep(0.01)
             time.sleep(rng.uniform(0, 0.1))
             victim = rng.choice([job.pid, *workers_of(job.pid)])
@@ -329,7 +331,7 @@ class Job:
         """So that there is work again."""
         place = self.place
         shards = sorted(name for name in place.objects() if name.endswith((".tar", ".txt")))
-        for name in self.rng.sample(shards, 20):
+        for name in self.rng.sample(shards, 40):
             place.client.delete_object(Bucket=BUCKET, Key=f"{place.prefix}store/{name}")
 
 

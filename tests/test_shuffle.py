@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import os
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -444,3 +445,14 @@ def test_a_stopped_decrypt_goes_on(place: Place, monkeypatch: pytest.MonkeyPatch
     assert {name: value.tolist() for name, value in read(place.back).items()} == {
         name: value.tolist() for name, value in expected.items()
     }
+
+
+@pytest.mark.parametrize("kind", ["npy", "idx", "zarr"])
+def test_arrays_that_change_are_refused(kind: str, place: Place) -> None:
+    arrays(place, kind)
+    source = open_source(place.source, JobOptions())
+    reader = source.pick(range(5))
+    changed = next(path for path in place.source.rglob("*") if path.is_file() and "test-images" in str(path))
+    os.utime(changed, ns=(1, 1))
+    with pytest.raises(StoreError, match="changed since the job began"):
+        list(reader.read([3, 1], 1))

@@ -7,7 +7,9 @@ Exit codes: 0 done, 1 failed, 2 wrong use, 3 done but with quarantined inputs,
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 from typing import NoReturn
 
 import typer
@@ -44,15 +46,25 @@ def main() -> None:
     except (DlmtError, OSError) as error:
         _stop(error, 1)
     except Stopped as stop:
-        _stop(stop, stop.exit_code)
+        _stop(stop, stop.exit_code, at_once=_waits_for_a_server())
     except SystemExit as stop:
         if stop.code == 2 and "--json" in sys.argv[1:]:  # typer has told stderr what is wrong
             print(json.dumps({"error": "wrong use: see stderr", "kind": "UsageError", "exit_code": 2}))
         raise
 
 
-def _stop(message: BaseException, code: int) -> NoReturn:
+def _waits_for_a_server() -> bool:
+    """Whether threads wait for answers, which Python would wait for too."""
+    from ..stores.batching import WAITING
+
+    return any(thread.name.startswith(WAITING) for thread in threading.enumerate())
+
+
+def _stop(message: BaseException, code: int, at_once: bool = False) -> NoReturn:
     if "--json" in sys.argv[1:]:
         print(json.dumps({"error": str(message), "kind": type(message).__name__, "exit_code": code}))
     console().print(f"dlmt: {message}", style="yellow" if code == 2 else "red", highlight=False, markup=False)
+    if at_once:
+        sys.stdout.flush()
+        os._exit(code)
     sys.exit(code)

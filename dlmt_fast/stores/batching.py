@@ -17,6 +17,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 FETCHERS = 12  # threads that wait for remote files: there the time of an answer is the bound, not the CPU
+WAITING = "dlmt-fetch"  # what the names of these threads begin with
 _BATCH_BYTES = 4 << 20
 
 
@@ -36,7 +37,7 @@ def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Ref
     """
     pending: list[tuple[int, Array]] = []
     size, threads = 0, max(1, workers)
-    for index, result in _in_threads(_decode, samples, threads, 4 * threads):
+    for index, result in in_threads(_decode, samples, threads, 4 * threads):
         if isinstance(result, Refused):
             yield result
             continue
@@ -51,22 +52,30 @@ def decode_all(samples: Iterator[Encoded], workers: int) -> Iterator[Batch | Ref
 
 def fetched_ahead(fetch: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
     """What `fetch` gives for each item, in order; `FETCHERS` at most are under way or wait for their turn."""
-    return _in_threads(fetch, items, FETCHERS, FETCHERS)
+    return in_threads(fetch, items, FETCHERS, FETCHERS, patient=False)
 
 
-def _in_threads(work: Callable[[T], R], items: Iterable[T], threads: int, most: int) -> Iterator[R]:
-    """The result of each item in order; `most` are worked on or wait for their turn."""
-    left = iter(items)
-    with ThreadPoolExecutor(threads, "dlmt-decode") as pool:
+def in_threads(
+    work: Callable[[T], R], items: Iterable[T], threads: int, most: int, patient: bool = True
+) -> Iterator[R]:
+    """The result of each item in order; `most` are worked on or wait for their turn.
+
+    Args:
+        patient: when it is interrupted or closed, wait until the threads have ended; a server may let them wait long.
+    """
+    left, pool = iter(items), ThreadPoolExecutor(threads, "dlmt-decode" if patient else WAITING)
+    wait = True
+    try:
         ahead = [pool.submit(work, item) for item in islice(left, most)]
-        try:
-            while ahead:
-                result = ahead.pop(0).result()
-                ahead += [pool.submit(work, item) for item in islice(left, 1)]
-                yield result
-        finally:
-            for future in ahead:
-                future.cancel()
+        while ahead:
+            result = ahead.pop(0).result()
+            ahead += [pool.submit(work, item) for item in islice(left, 1)]
+            yield result
+    except BaseException as error:
+        wait = patient or isinstance(error, Exception)
+        raise
+    finally:
+        pool.shutdown(wait, cancel_futures=True)
 
 
 def _decode(sample: Encoded) -> tuple[int, Array | Refused]:

@@ -169,6 +169,9 @@ class CifarSource:
     def find(self, index: int) -> tuple[int, int]:
         return self._runs.find(index)
 
+    def check(self, shard: int) -> None:
+        """Nothing: it is in memory."""
+
     def gather(self, shard: int, places: NDArray[np.int64]) -> NDArray[np.uint8]:
         """The images (n, 3, 32, 32) at these places of a split."""
         return self._splits[shard].images[places]

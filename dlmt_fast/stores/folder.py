@@ -10,14 +10,12 @@ import fnmatch
 import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..errors import ImageError, StoreError
-from .batching import FETCHERS, Encoded, decode_all, fetched_ahead
+from .batching import FETCHERS, Encoded, decode_all, fetched_ahead, in_threads
 from .contract import Array, Batch, FileStamp, Published, Refused, Shape, ShardSpec, Survey
 from .decode import SUFFIXES, decode, decode_bytes, probe
 from .listing import Listed, encode_listing, listing_name
@@ -162,17 +160,14 @@ class FolderSource(FolderImages):
     def survey(self) -> Survey:
         """The shapes of all images, from their headers; several are read at once, and none is kept."""
         survey = Survey()
-        threads = FETCHERS if is_remote(self.root) else _PROBERS
-        with ThreadPoolExecutor(threads, "dlmt-probe") as pool:
-            starts = iter(range(0, len(self), _PROBED))
-            ahead = [pool.submit(self._probe, start) for start in islice(starts, 2 * threads)]
-            while ahead:
-                for result in ahead.pop(0).result():
-                    if isinstance(result, Refused):
-                        survey.refused.append(result)
-                    else:
-                        survey.add(*result)
-                ahead += [pool.submit(self._probe, start) for start in islice(starts, 1)]
+        remote, starts = is_remote(self.root), range(0, len(self), _PROBED)
+        threads = FETCHERS if remote else _PROBERS
+        for results in in_threads(self._probe, starts, threads, 2 * threads, patient=not remote):
+            for result in results:
+                if isinstance(result, Refused):
+                    survey.refused.append(result)
+                else:
+                    survey.add(*result)
         return survey
 
     def _probe(self, start: int) -> list[tuple[Shape, str] | Refused]:

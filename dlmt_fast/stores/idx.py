@@ -289,10 +289,13 @@ class IdxSource:
     def find(self, index: int) -> tuple[int, int]:
         return self._runs.find(index)
 
+    def check(self, shard: int) -> None:
+        """Refuse a file that changed."""
+        self._check_unchanged(self.images[shard])
+
     def gather(self, shard: int, places: NDArray[np.int64]) -> Array:
         """The images (n, 1, H, W) at these places of a plain file."""
         name, header = self.images[shard], self.headers[shard]
-        self._check_unchanged(name)
         return gather_items(self.root / name, header.data_start, header.sizes[1:], places)[:, None]
 
     def path_of(self, index: int) -> str:

@@ -23,7 +23,10 @@ _LOCAL = ("", "file", "local")
 # Listings are not remembered: they would grow with the store, and hide what changes.
 _OPTIONS: dict[str, dict[str, Any]] = {name: {"use_listings_cache": False} for name in ("s3", "s3a", "gs", "gcs")}
 #: What a `UPath` may bring with it into worker processes: nothing that opens a store.
-_HARMLESS = {"anon", "endpoint_url", "profile", "project", "account_name", "requester_pays", "use_listings_cache"}
+_HARMLESS = {
+    *("anon", "endpoint_url", "profile", "requester_pays", "use_listings_cache", "project", "account_name"),
+    *("host", "port", "username"),
+}
 
 
 def located(text: str | os.PathLike[str]) -> Path:
@@ -60,7 +63,7 @@ def located(text: str | os.PathLike[str]) -> Path:
     _check_library(protocol)
     from upath import UPath
 
-    return cast(Path, UPath(url.rstrip("/"), **_OPTIONS.get(protocol, {})))
+    return cast(Path, UPath(protocol + url[len(protocol) :].rstrip("/"), **_OPTIONS.get(protocol, {})))
 
 
 def is_remote(path: object) -> bool:

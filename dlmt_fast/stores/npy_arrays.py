@@ -220,10 +220,13 @@ class NpySource:
     def find(self, index: int) -> tuple[int, int]:
         return self._runs.find(index)
 
+    def check(self, shard: int) -> None:
+        """Refuse a file that changed."""
+        self._check_unchanged(self.images[shard])
+
     def gather(self, shard: int, places: NDArray[np.int64]) -> Array:
         """The images (n, C, H, W) at these places of a file."""
         path, header = self.root / self.images[shard], self.headers[shard]
-        self._check_unchanged(self.images[shard])
         return channels_first(gather_items(path, header.data_start, header.shape[1:], places), header.shape, path)
 
     def path_of(self, index: int) -> str:

@@ -19,6 +19,7 @@ from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all
 from .contract import Array, Batch, FileStamp, Kept, Refused, Shape, ShardSpec, Survey
 from .decode import decode_bytes, probe_bytes
+from .location import is_remote
 from .parquet_format import Columns, Row, is_parquet_name, read_footer, read_rows, shard_name, split_of
 from .reading import head_of
 from .walk import Found, exists, files_under, glanced_below, is_folder, stamp_of
@@ -115,8 +116,10 @@ class ParquetRows:
         path, places = groups[0].path, [group.place for group in groups]
         rows = range(groups[0].rows.start, groups[-1].rows.stop)
         assert len(rows) == sum(len(group.rows) for group in groups), "a shard is a run of row groups"
-        self._by_path[path].check_unchanged(self.root)
-        yield from read_rows(self.root / path, self.columns, places, rows, names_only, self.kept)
+        stamp = self._by_path[path]
+        if not is_remote(self.root):
+            stamp.check_unchanged(self.root)
+        yield from read_rows(self.root / path, self.columns, places, rows, names_only, stamp, self.kept)
 
     def _decode(self, row: Row) -> Array:
         self._check(row)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..canonical import parse_json
 from ..errors import DlmtError, StoreDamagedError, StoreError, missing
-from .contract import KEPT_BYTES, Kept, Value
+from .contract import KEPT_BYTES, FileStamp, Kept, Value
 from .location import is_remote
 from .reading import opened, size_of
 
@@ -140,6 +140,7 @@ def read_rows(
     groups: Sequence[int],
     rows: range,
     names_only: bool = False,
+    stamp: FileStamp | None = None,
     kept: Sequence[Kept] = (),
 ) -> Iterator[Row]:
     """The rows of some row groups, a few in memory at a time.
@@ -147,6 +148,7 @@ def read_rows(
     Args:
         rows: the indices that they are given.
         names_only: leave images out, and read no byte of them.
+        stamp: see `reading.opened`.
 
     Raises:
         StoreDamagedError: the file is damaged, or has another number of rows there.
@@ -156,7 +158,7 @@ def read_rows(
         wanted = ([f"{columns.image}.path"] if columns.paths else []) + ([columns.label] if columns.label else [])
     names = [] if names_only else [name for name, _ in kept]
     wanted += names
-    with _opened(path) as file:
+    with _opened(path, stamp) as file:
         left = iter(rows)
         for batch in file.iter_batches(_READ_ROWS, list(groups), wanted, use_threads=False) if wanted else ():
             fields = [batch.column(name).to_pylist() for name in names]
@@ -267,10 +269,10 @@ def _is_image_struct(kind: Any) -> bool:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Any]:
+def _opened(path: Path, stamp: FileStamp | None = None) -> Iterator[Any]:
     """The file, open; whatever pyarrow says of damaged content becomes a StoreDamagedError."""
     pa = library()
-    source = opened(path)  # a missing file or permission is told as such
+    source = opened(path, stamp)  # a missing file or permission is told as such
     if not is_remote(path):
         source.close()
     try:

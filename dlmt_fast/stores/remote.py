@@ -6,8 +6,10 @@ would keep all of a folder in memory; other protocols are listed folder by folde
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Mapping
-from datetime import datetime
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +17,13 @@ from ..errors import StoreError
 from .location import is_remote
 from .remote_errors import remote_errors
 
-#: What tells one content of a file from another, the best first: tags of S3, Google, Azure and HTTP, then times.
-_TAGS = ("ETag", "etag", "md5Hash", "md5", "mtime", "LastModified", "last_modified", "Last-Modified", "created")
+#: What tells one content of a file from another, the best first: tags of S3, Google, Azure and HTTP, else times.
+_TAGS = ("ETag", "etag", "md5Hash", "md5", "Content-MD5", "Digest")
+_TIMES = ("mtime", "LastModified", "last_modified", "Last-Modified", "created")
+
+
+_connected: dict[tuple[Any, ...], Any] = {}
+_connecting = threading.Lock()
 
 
 class Listed(NamedTuple):
@@ -39,8 +46,14 @@ def protocol_of(path: Path) -> str:
 
 
 def file_system(path: Path) -> Any:
-    """The fsspec file system of a remote path. Paths that are made from `path` share it from now on."""
-    return path.fs  # type: ignore[attr-defined]
+    """The fsspec file system of a remote path: one for all threads and paths of a process. fsspec would have one a
+    thread (before 2026) and connect each anew."""
+    options = path.storage_options  # type: ignore[attr-defined]
+    which = (os.getpid(), protocol_of(path), *sorted(options.items()))
+    with _connecting:
+        if which not in _connected:
+            _connected[which] = path.fs  # type: ignore[attr-defined]
+        return _connected[which]
 
 
 def key_of(path: Path) -> str:
@@ -65,13 +78,15 @@ def size_and_state(told: Mapping[str, Any], where: str) -> tuple[int, str]:
     Raises:
         StoreError: the server does not tell these.
     """
-    size, tag = told.get("size"), next((told[name] for name in _TAGS if told.get(name)), None)
+    size, tag = told.get("size"), next((told[name] for name in (*_TAGS, *_TIMES) if told.get(name)), None)
     if size is None or tag is None:
         raise StoreError(
             f"the server does not tell the size of {where}, or neither a tag nor a time of change, so that nobody "
             "could tell whether it changes while it is read; copy the files to a disk or an object store first"
         )
-    return int(size), tag.isoformat() if isinstance(tag, datetime) else str(tag)
+    if isinstance(tag, datetime):  # some listings have the same as a number
+        tag = (tag if tag.tzinfo else tag.replace(tzinfo=timezone.utc)).timestamp()
+    return int(size), str(tag)
 
 
 def children(folder: Path) -> Iterator[Listed]:
@@ -86,7 +101,8 @@ def children(folder: Path) -> Iterator[Listed]:
         files.invalidate_cache()  # which would grow with the store
     for told in found:
         name = str(told["name"]).rstrip("/").removeprefix(above)
-        if "/" in name or not name:  # the folder itself, which some list too; or, of HTTP, a link to elsewhere
+        linked = protocol_of(folder).startswith("http") and "?" in name  # the same page, sorted otherwise
+        if "/" in name or not name or linked:  # the folder itself, which some list too, or what is elsewhere
             continue
         if told["type"] == "directory":
             yield Listed(_checked(name, folder), True)

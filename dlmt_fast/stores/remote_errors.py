@@ -59,7 +59,7 @@ def remote_errors(path: Path) -> Iterator[None]:
 
 def in_words(error: Exception, path: Path) -> Exception | None:
     """The error that `remote_errors` raises for another; None for one that no store causes."""
-    name, text = type(error).__name__, without_user(str(error))
+    name, text = type(error).__name__, " ".join(without_user(str(error)).split())
     if name in _NO_CREDENTIALS:
         protocol = str(path).partition("://")[0]
         places = f"; they are looked for in {_PLACES[protocol]}" if protocol in _PLACES else ""
@@ -71,12 +71,19 @@ def in_words(error: Exception, path: Path) -> Exception | None:
     if name in _UNREACHABLE:
         return RemoteError(errno.EHOSTUNREACH, f"{path}: the server cannot be reached ({text})")
     if name == "ParamValidationError" or (isinstance(error, ValueError) and text.startswith("Invalid endpoint")):
-        return StoreError(f"{path} or the endpoint is named wrongly: {text}")
+        return StoreError(f"{path} or the endpoint is named wrongly: {text.partition(': Bucket name must')[0]}")
     status = _status(error)
     if isinstance(error, PermissionError) or status in _REFUSED:
         return RemoteError(
             errno.EACCES, f"{path}: access was denied ({text}); are these the right credentials, and may they do this?"
         )
+    cause = error.__cause__
+    if (
+        isinstance(error, FileNotFoundError)
+        and isinstance(cause, Exception)
+        and _library(cause) in ("aiohttp", "asyncio")
+    ):
+        return in_words(cause, path)  # fsspec's HTTP takes every failure for a file that is not there
     if isinstance(error, FileNotFoundError) or status in _GONE:
         if "bucket does not exist" in text:
             return StoreError(f"{path}: there is no such bucket")
@@ -89,7 +96,7 @@ def in_words(error: Exception, path: Path) -> Exception | None:
         return RemoteError(errno.EIO if passes else errno.EINVAL, f"{path}: the server answered {status} ({text})")
     if isinstance(error, OSError):
         return RemoteError(error.errno or errno.EIO, f"{path}: {without_user(error.strerror or text) or name}")
-    if type(error).__module__.partition(".")[0] in _LIBRARIES:
+    if _library(error) in _LIBRARIES:
         return RemoteError(errno.EIO, f"{path}: {name}: {text}")
     return None
 
@@ -101,11 +108,18 @@ _OF_FILES: dict[type[OSError], int] = {
 }
 
 
+def _library(error: Exception) -> str:
+    return type(error).__module__.partition(".")[0]
+
+
 def _status(error: Exception) -> int | None:
     """The HTTP status that an error tells, where it does."""
-    response = getattr(error, "response", None)
-    told = response.get("ResponseMetadata", {}).get("HTTPStatusCode") if isinstance(response, dict) else None
-    for value in (told, *(getattr(error, field, None) for field in ("status", "status_code", "code"))):
-        if isinstance(value, int) and 100 <= value < 600:
-            return value
-    return None
+    response = getattr(error, "response", None)  # of botocore, a dictionary
+    if isinstance(response, dict):
+        told = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    else:
+        fields = ("status", "status_code", "code")  # of aiohttp, azure and google: one of them each
+        told = next(
+            (getattr(error, field) for field in fields if hasattr(type(error), field) or field in vars(error)), None
+        )
+    return told if isinstance(told, int) and 100 <= told < 600 else None

@@ -30,6 +30,14 @@ class Arrays(Protocol):
 
     def array_shape(self, shard: int) -> tuple[int, ...]: ...
 
+    def check(self, shard: int) -> None:
+        """Refuse an array whose files changed since they were listed.
+
+        Raises:
+            StoreError: they did.
+        """
+        ...
+
     def gather(self, shard: int, places: NDArray[np.int64]) -> Array:
         """The images (n, C, H, W) at these places of an array, in this order."""
         ...
@@ -40,6 +48,7 @@ class ScatteredSamples:
 
     def __init__(self, arrays: Arrays) -> None:
         self._arrays = arrays
+        self._checked: set[int] = set()
 
     def path_of(self, index: int) -> str:
         return self._arrays.path_of(index)
@@ -50,6 +59,9 @@ class ScatteredSamples:
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """A few megabytes at a time."""
         for (shard, first), run in groupby(indices, key=self._arrays.find):
+            if shard not in self._checked:  # not at every call: an array may have very many files
+                self._arrays.check(shard)
+                self._checked.add(shard)
             samples = list(run)
             step = max(1, _BATCH_BYTES // int(np.prod(self._arrays.array_shape(shard)[1:], dtype=object)))
             for start in range(0, len(samples), step):

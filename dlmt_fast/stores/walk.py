@@ -62,7 +62,8 @@ def is_file(path: Path) -> bool:
 def what_is(path: Path) -> str:
     """What a remote path names: "file", "directory", or "" where there is nothing."""
     try:
-        return str(remote.information(path)["type"])
+        told = remote.information(path)
+        return "directory" if told.get("mimetype") == "text/html" else str(told["type"])  # of HTTP: a page of links
     except FileNotFoundError:
         return ""
 

@@ -7,9 +7,8 @@ as nothing tells a black image from a lost one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,14 @@ from numpy.typing import NDArray
 
 from ..errors import DlmtError, StoreDamagedError, StoreError
 from .axes import channels_first, image_shape, layout_of
-from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey, changed
+from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .location import is_remote
 from .npy import encode_labels
 from .remote_errors import remote_errors
 from .runs import Runs, labels_beside
 from .scattered import ScatteredSamples, refuse_remote
 from .walk import exists, files_under, is_file, stamp_of
-from .zarr_format import METADATA, library, store_of
+from .zarr_format import METADATA, library
 
 _SLICE_BYTES = 4 << 20
 _MAX_CHUNK = 1 << 30
@@ -50,7 +49,7 @@ class ZarrSource:
         self.root = path
         files = files_under(path)
         self._stamps = [stamp_of(path, name, files) for name in files]
-        self._arrays = _arrays(path, list(files))
+        self._arrays = _arrays(path, self._stamps)
         beside = {name: _labels_of(name) for name in self._arrays if _labels_of(name) in self._arrays}
         whole = {name: array for name, array in self._arrays.items() if name not in beside.values()}
         self.images = [name for name, array in whole.items() if len(array.shape) in (3, 4)]
@@ -149,11 +148,16 @@ class ZarrSource:
     def find(self, index: int) -> tuple[int, int]:
         return self._runs.find(index)
 
+    def check(self, shard: int) -> None:
+        """Refuse an array whose files changed; of a remote file, no other content is asked for."""
+        for stamp in () if is_remote(self.root) else self._stamps:
+            if stamp.path.startswith(self.images[shard]):
+                stamp.check_unchanged(self.root)
+
     def gather(self, shard: int, places: NDArray[np.int64]) -> Array:
         """The images (n, C, H, W) at these places of an array."""
         name = self.images[shard]
         array, path, order = self._arrays[name], self.root / name, np.argsort(places)
-        self._check_unchanged(name)
         found = np.empty((len(places), *self._shape(name)[1:]), np.uint8)
         with _own_errors(path):
             found[order] = np.asarray(array.oindex[(places[order], *[slice(None)] * (len(array.shape) - 1))])
@@ -179,24 +183,9 @@ class ZarrSource:
         shard, first = self._runs.find(indices[0])
         samples = range(indices[0] - first, indices[-1] + 1 - first)
         name = self.images[shard]
-        self._check_unchanged(name)
+        self.check(shard)
         for start, images in read_slices(self._arrays[name], self.root / name, samples):
             yield Batch(range(first + start, first + start + len(images)), images)
-        if is_remote(self.root):
-            self._check_unchanged(name)  # zarr asks for no tag, and an object that vanished reads as the fill value
-
-    def _check_unchanged(self, name: str) -> None:
-        """Refuse an array of which a file changed; of remote ones a listing tells it, with no question for each."""
-        prefix = f"{name}/" if name else ""
-        stamps = [stamp for stamp in self._stamps if stamp.path.startswith(prefix)]
-        if not is_remote(self.root):
-            for stamp in stamps:
-                stamp.check_unchanged(self.root)
-            return
-        now = files_under(self.root / name)
-        for stamp in stamps:
-            if now.get(stamp.path.removeprefix(prefix)) != replace(stamp, path=stamp.path.removeprefix(prefix)):
-                raise changed(self.root / stamp.path)
 
 
 def read_slices(array: Any, path: Path, samples: range) -> Iterator[tuple[int, Array]]:
@@ -221,17 +210,28 @@ def _labels_of(images: str) -> str:
     return parent + slash + labels_beside(name)
 
 
-def _arrays(root: Path, files: Sequence[str]) -> dict[str, Any]:
+def _arrays(root: Path, stamps: Sequence[FileStamp]) -> dict[str, Any]:
     """The arrays of a hierarchy by name; that of `root` itself is called ""."""
-    found = {}
-    for file in files:
-        if file == METADATA or file.endswith(f"/{METADATA}"):
-            name = file.removesuffix(METADATA).removesuffix("/")
+    found, opening = {}, _opening(root, stamps)
+    for stamp in stamps:
+        if stamp.path == METADATA or stamp.path.endswith(f"/{METADATA}"):
+            name = stamp.path.removesuffix(METADATA).removesuffix("/")
             with _own_errors(root / name):
-                node = library().open(store_of(root / name), mode="r", zarr_format=3)
+                node = opening(name)
                 if isinstance(node, library().Array):
                     found[name] = node
     return found
+
+
+def _opening(root: Path, stamps: Sequence[FileStamp]) -> Callable[[str], Any]:
+    """What opens an array or group below `root` by its name."""
+    zarr = library()
+    if not is_remote(root):
+        return lambda name: zarr.open(str(root / name), mode="r", zarr_format=3)
+    from .zarr_remote import StampedStore
+
+    store = StampedStore(root, {stamp.path: stamp for stamp in stamps})
+    return lambda name: zarr.open(store, path=name, mode="r", zarr_format=3)
 
 
 def _refuse_missing(array: Any, path: Path, name: str, files: set[str]) -> None:

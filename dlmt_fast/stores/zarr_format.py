@@ -13,13 +13,11 @@ import json
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import StoreDamagedError, missing
-from .location import is_remote
 from .runs import labels_beside
 
 METADATA = "zarr.json"
@@ -183,14 +181,6 @@ def library() -> Any:
     if int(zarr.__version__.split(".")[0]) < 3:
         raise missing("zarr>=3", f"a Zarr store (here is zarr {zarr.__version__})", "zarr")
     return zarr
-
-
-def store_of(path: Path) -> Any:
-    """What zarr opens for a local or remote path."""
-    if not is_remote(path):
-        return str(path)
-    options = dict(path.storage_options)  # type: ignore[attr-defined]
-    return library().storage.FsspecStore.from_url(str(path), storage_options=options, read_only=True)
 
 
 def _array(
