@@ -41,9 +41,7 @@ def completions(cwd: Path, line: str) -> list[str]:
     [
         ("dlmt enc", ["encrypt"]),
         ("dlmt ins", ["inspect"]),
-        ("dlmt inspect a --decr", ["--decrypted"]),
         ("dlmt encrypt a b --duplicates ", ["report", "drop"]),
-        ("dlmt encrypt a b --shuf", ["--shuffle"]),
         ("dlmt encrypt a b --normalize m", ["minmax", "minmax_channel"]),
         ("dlmt encrypt a b --from ", list(READ)),
         ("dlmt keygen --mode mat", ["mat", "mat_mmt"]),
