@@ -92,7 +92,7 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.stores": {
         *("contract", "publish", "manifest", "decode", "batching", "png", "npy", "gzipped", "runs", "sliced"),
         *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "location", "remote_errors"),
-        *("staging", "objects", "remote", "reading", "equal", "scattered"),
+        *("segments", "staging", "objects", "remote", "reading", "equal", "scattered"),
     },
 }
 PRIVATE: dict[str, set[str]] = {

@@ -456,3 +456,18 @@ def test_arrays_that_change_are_refused(kind: str, place: Place) -> None:
     os.utime(changed, ns=(1, 1))
     with pytest.raises(StoreError, match="changed since the job began"):
         list(reader.read([3, 1], 1))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("kind", ["npy", "idx"])
+def test_large_arrays_are_shuffled_by_segments(kind: str, workers: int, place: Place) -> None:
+    expected = arrays(place, kind)
+    names = "keep" if kind == "npy" else "hash"
+    place.encrypt(names=names)
+    whole = tree(place.store)
+    place.encrypt(names=names, overwrite=True, segment_bytes=600, workers=workers)
+    assert tree(place.store) == whole
+    place.decrypt(owner=False)
+    assert {name: value.tolist() for name, value in read(place.back).items()} == {
+        name: value.tolist() for name, value in expected.items()
+    }

@@ -16,8 +16,9 @@ from ..stores.contract import Published, ShardSpec
 from ..stores.location import is_remote, located
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, remove_leftovers
+from ..stores.segments import remove_parts
 from .duplicates import dropped_of, find_duplicates
-from .engines import run_tasks
+from .engines import run_tasks, take_back
 from .finished import finished, just_finished
 from .job import header
 from .locks import JobLocks
@@ -197,6 +198,9 @@ class _Run:
         job, target = self._job, self._job.target
         target.sweep(job.store_id, None)
         remove_leftovers([job.owner.root], job.store_id, self._ops)
+        if not is_remote(target.root):
+            remove_parts(target.root, job.store_id, self._ops)  # of a shard whose entry was the last that was written
+        job.owner.forget_segments()
         published = tuple(self._results[shard.index].published for shard in job.shards)
         if target.resumed and job.options.engine == "ray":
             # Tasks of a dead driver hold no lock, and may have ended after it.
@@ -226,8 +230,9 @@ class _Run:
             return
         if resumable:
             done = sum(shard.index in self._results for shard in self._shards)
+            parts = ", and of the next some segments" if self._job.owner.has_segments() else ""
             tell(
-                f"{done} of {self._counted()} are done and stay, nothing half-written does; "
+                f"{done} of {self._counted()} are done and stay{parts}, nothing half-written does; "
                 "the same command with --resume goes on"
             )
 
@@ -236,12 +241,16 @@ class _Run:
         job, target, results = self._job, self._job.target, self._results
         job.owner.sweep(self._slice)  # a worker that was ended had no time to
         for task in self._begun.values():
+            take_back(job, task, self._ops)
             if just_finished(target.root, job.form, task.shard, job.store_id, job.owner) is None:
                 target.discard(job.files_of(task.shard))
             else:
                 results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
         with self._locks.gate():
-            return target.stop(job.store_id, bool(results) or not self._slice.whole, self._slice, self._files)
+            kept = bool(results) or not self._slice.whole or job.owner.has_segments()
+            if not (kept or is_remote(target.root)):
+                remove_parts(target.root, job.store_id, self._ops)
+            return target.stop(job.store_id, kept, self._slice, self._files)
 
     def _look_for(self, shards: list[ShardSpec], check: bool) -> None:
         """Enter the results of those that count."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..errors import ParameterError
 from ..stores.folder import SHARD_SIZE
+from ..stores.segments import SEGMENT_BYTES
 from .slices import WHOLE, Slice
 
 _KEEP_LETTERS = 500  # of all names that a job keeps, for the store's header holds them
@@ -36,11 +37,13 @@ class JobOptions:
         overwrite: replace an earlier store at the target.
         resume: go on with this same job where it was stopped or killed; with nothing there, start.
         check: with `resume`, compare the digests of what is there, not only the sizes.
-        workers: how many shards of a folder are worked on at once, each in a process of its own. One shard, or IDX
-            files, are done in this process, with so many threads that decode. With the engine "ray": tasks in flight,
-            None for what suits the cluster.
+        workers: how many shards of a folder, or segments of large arrays, are worked on at once, each in a process of
+            its own. One shard, and small arrays, are done in this process, with so many threads that decode. With the
+            engine "ray": tasks in flight, None for what suits the cluster.
         engine: "local" (processes of this machine) or "ray".
         address: of a Ray cluster; see `ray_engine.run_on_ray`.
+        segment_bytes: how much output of an array that goes to one .npy or IDX file a worker does at once, at least; it
+            is what a killed job does again, and less than twice that at most.
         slice: which of the job's shards this call does; the last slice to end finishes the store.
     """
 
@@ -66,6 +69,7 @@ class JobOptions:
     workers: int | None = 1
     engine: str = "local"
     address: str | None = None
+    segment_bytes: int = SEGMENT_BYTES
     slice: Slice = WHOLE
 
     def __post_init__(self) -> None:
@@ -87,6 +91,8 @@ class JobOptions:
             raise ParameterError(f"channels must be 1 or 3, got {self.channels}")
         if self.shard_size < 1:
             raise ParameterError(f"shard_size must be at least 1, got {self.shard_size}")
+        if self.segment_bytes < 1:
+            raise ParameterError(f"segment_bytes must be at least 1, got {self.segment_bytes}")
         if self.resume and self.overwrite:
             raise ParameterError("resume and overwrite exclude each other: one goes on with a job, one starts anew")
         if self.overwrite and not self.slice.whole:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +12,7 @@ from ..canonical import canonical_json, parse_json
 from ..errors import StoreDamagedError, StoreError
 from ..stores.contract import FileStamp, Published, Refused
 from ..stores.publish import OS, FileOps, make_directories, publish_bytes, remove_leftovers
+from ..stores.walk import entries
 from .job import differences
 from .seal import StoreSeal
 
@@ -141,6 +142,38 @@ class OwnerFolder:
         except (FileNotFoundError, NotADirectoryError):
             return None
         return self._seal.open_ledger(shard, output_sha256, sealed)
+
+    def write_segment(self, shard: int, segment: int, sealed: bytes) -> None:
+        """The entry that counts a segment of an unfinished shard, encrypted by `StoreSeal.seal_segment`."""
+        self._publish(self._segment(shard, segment).name, sealed, shard)
+
+    def read_segment(self, shard: int, segment: int) -> bytes | None:
+        """The encrypted entry of a segment, or None where there is none."""
+        try:
+            return self._segment(shard, segment).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def has_segments(self) -> bool:
+        """Whether a segment of any shard counts."""
+        return next(self._segments(None), None) is not None
+
+    def forget_segments(self, shard: int | None = None, segment: int | None = None) -> None:
+        """Remove the entries of a segment, of all of a shard, or of all shards."""
+        found = [self._segment(shard, segment)] if shard is not None and segment is not None else self._segments(shard)
+        gone = 0
+        for path in list(found):
+            self._ops.unlink(path)
+            gone += 1
+        if gone:
+            self._ops.fsync_directory(self.root)
+
+    def _segments(self, shard: int | None) -> Iterator[Path]:
+        prefix = "segment-" if shard is None else f"segment-{shard:05d}-"
+        return (self.root / entry.name for entry in entries(self.root) if entry.name.startswith(prefix))
+
+    def _segment(self, shard: int, segment: int) -> Path:
+        return self.root / f"segment-{shard:05d}-{segment:05d}.bin"
 
     def write_quarantine(self, shard: int, refused: list[Refused]) -> None:
         """The samples that were not taken, with reasons."""

@@ -91,7 +91,7 @@ class PlannedDecrypt:
             return None
         return entry if entry.there(self.target.root, check) else None
 
-    def context(self, threads: int | None) -> PlainJob:
+    def context(self, threads: int | None, segment_bytes: int) -> PlainJob:
         """What all its shards share."""
         return PlainJob(
             key=self.key,
@@ -103,6 +103,7 @@ class PlannedDecrypt:
             job_id=self.id,
             threads=threads,
             ops=self.ops,
+            segment_bytes=segment_bytes,
         )
 
     def extras(self, published: Callable[[int], Published]) -> Iterator[tuple[str, bytes]]:

@@ -10,8 +10,10 @@ from typing import Any
 from ..keys import Key
 from ..schemes import DLMT
 from ..stores.contract import Kept, Reader, Shape, ShardSpec, Source, Survey
+from ..stores.location import is_remote
 from ..stores.parquet import ParquetSource
 from ..stores.publish import FileOps
+from ..stores.segments import cut
 from ..stores.webdataset import WebdatasetSource
 from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
@@ -22,6 +24,7 @@ from .open import open_source
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal, store_id_of
+from .segment_work import in_turn
 from .shuffle import ShuffledSource, array_of_labels, reordered, shuffle_of
 from .sources import what_changed
 from .target import Target
@@ -129,6 +132,13 @@ class PlannedJob:
             several=joined and len(self.shards) > 1,
             kept=kept_of(self.source),
         )
+
+    def segments(self, shard: ShardSpec) -> int:
+        """In how many parts several workers can do a shard at once."""
+        file = self.form.array_file(shard, self._contents(shard, self.source))
+        if file is None or is_remote(self.target.root) or in_turn(self.source, shard.index):
+            return 1
+        return len(cut(file, self.options.segment_bytes))
 
     def written_labels(self, shard: ShardSpec) -> list[int] | None:
         """The class numbers of a shard's samples in writing order, where it is to hold some."""

@@ -75,7 +75,7 @@ class _Samples(Sequence[int]):
     def __init__(self, shuffle: Shuffle, places: range) -> None:
         self._shuffle: Shuffle | None = shuffle
         self._places = places
-        self._known: dict[int, list[int]] = {}
+        self._known: dict[int, Numbers] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -84,8 +84,8 @@ class _Samples(Sequence[int]):
         run, place = divmod(number, _RUN)
         if run not in self._known:
             assert self._shuffle is not None, "all are known after pickling"
-            self._known = {run: self._shuffle.samples(self._places[run * _RUN : (run + 1) * _RUN]).tolist()}
-        return self._known[run][place]
+            self._known = {run: self._shuffle.samples(self._places[run * _RUN : (run + 1) * _RUN])}
+        return int(self._known[run][place])
 
     def of(self, place: int) -> int:
         """The sample at a place of the run."""
@@ -95,7 +95,7 @@ class _Samples(Sequence[int]):
         known = dict(self._known)
         if self._shuffle is not None:
             runs = range(-(-len(self) // _RUN))
-            known = {run: self._shuffle.samples(self._places[run * _RUN : (run + 1) * _RUN]).tolist() for run in runs}
+            known = {run: self._shuffle.samples(self._places[run * _RUN : (run + 1) * _RUN]) for run in runs}
         return {"_shuffle": None, "_places": self._places, "_known": known}
 
 

@@ -148,8 +148,16 @@ class Entries:
     def __init__(self, owner: OwnerFolder) -> None:
         self._owner = owner
 
-    def enter(self, task: Task, made: Made) -> None:
+    @property
+    def owner(self) -> OwnerFolder:
+        """Where entries go."""
+        return self._owner
+
+    def enter(self, task: Task, made: Made, publish: Callable[[], None] = lambda: None) -> None:
         """Enter a published shard.
+
+        Args:
+            publish: makes the shard visible, where it is not yet: when all but its entry is on disk.
 
         Raises:
             StoreError: the journal has another digest for this shard, so that its bytes are not deterministic.
@@ -159,6 +167,7 @@ class Entries:
         # The entry comes last: it makes the shard count, so all else of the shard is on disk by then.
         owner.write_ledger(index, made.ledger)
         owner.write_quarantine(index, made.refused)
+        publish()
         owner.write_journal(made.published, index, made.attempt, len(task.shard.samples), len(made.refused))
 
     def _refuse_another_result(self, index: int, published: Published) -> None:
@@ -226,9 +235,7 @@ class ShardWork:
         job, index = self._job, task.shard.index
         with writing_place(job.target, job.store_id, job.ops) as place, naming_a_full_disk(place.root):
             writer = format_of(job.kind).writer(place, task.shard, task.contents)
-            published, ledger, refused = encrypt_shard(
-                task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, self._retire
-            )
+            published, ledger, refused = self.encrypted(task, writer, advance)
             if self._objects is not None:
                 upload(self._objects, place.root, format_of(job.kind), published, replace=job.retire is not None)
         made = Made(published, refused, self._seal.seal_ledger(index, published.sha256, ledger), attempt)
@@ -236,7 +243,17 @@ class ShardWork:
             self._entries.enter(task, made)
         return made
 
-    def _retire(self) -> None:
+    def encrypted(
+        self, task: Task, writer: ShardWriter, advance: Advance, places: range | None = None
+    ) -> tuple[Published, Mapping[str, Any], list[Refused]]:
+        """`encrypt_shard` with what the job says; with `places` nothing becomes visible."""
+        job, retire = self._job, self.retire if places is None else (lambda: None)
+        return encrypt_shard(
+            task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, retire, places
+        )
+
+    def retire(self) -> None:
+        """Take away the manifest of a store that is being replaced, before the first shard is visible."""
         if self._job.retire is None:
             return
         if self._objects is not None:
@@ -244,28 +261,6 @@ class ShardWork:
         elif self._job.retire.exists():
             self._job.ops.unlink(self._job.retire)
             self._job.ops.fsync_directory(self._job.retire.parent)
-
-
-@dataclass(frozen=True)
-class ShardDuty:
-    """Transforming shards, as `processes.Duty`; `owner` is the owner's folder."""
-
-    job: JobContext
-    owner: Path
-    advice = "fewer --workers or a smaller --shard-size need less"
-
-    def begin(self) -> Callable[[Task, Advance], ShardResult]:
-        """What does one task in this process."""
-        work = ShardWork(self.job, Entries(self._folder()))
-        return lambda task, advance: work.make(task, advance).result
-
-    def clear(self, task: Task) -> None:
-        """Remove what a dead worker left in the target and in the owner's folder."""
-        clear_shard(self.job, task)
-        self._folder().sweep({task.shard.index})
-
-    def _folder(self) -> OwnerFolder:
-        return OwnerFolder(self.owner, StoreSeal(self.job.key, self.job.store_id), self.job.ops)
 
 
 def clear_shard(job: JobContext, task: Task) -> None:
@@ -288,19 +283,22 @@ def encrypt_shard(
     threads: int | None,
     advance: Advance,
     before_publish: Callable[[], None],
+    places: range | None = None,
 ) -> tuple[Published, Mapping[str, Any], list[Refused]]:
     """Transform and publish one shard; on any error nothing of it stays. Gives the shard, its ledger, its refused.
 
     Args:
         before_publish: called once, when all is written and nothing is visible yet.
+        places: those of the shard that `writer` takes; None: all.
     """
     names, source = task.names, task.source
+    order = in_order(names) if places is None else in_order(names)[places.start : places.stop]
     originals: list[list[str]] = []
     bounds: list[Any] = []
     refused: list[Refused] = []
-    position = 0
+    position = 0 if places is None else places.start
     try:
-        for item in source.read(in_order(names), decoders):
+        for item in source.read(order, decoders):
             if isinstance(item, Refused):
                 refused.append(item)
                 if on_error == "fail":
@@ -326,10 +324,15 @@ def encrypt_shard(
     except BaseException:
         writer.abort()
         raise
+    return published, ledger_of(task, originals, bounds), refused
+
+
+def ledger_of(task: Task, originals: list[list[str]], bounds: list[Any]) -> dict[str, Any]:
+    """A shard's ledger, from the names that its samples have and had, and their bounds."""
     ledger: dict[str, Any] = {"names": originals, "bounds": bounds}
     if task.shard.name != task.original:
         ledger["file"] = task.original
-    return published, ledger, refused
+    return ledger
 
 
 def write_kept(

@@ -20,11 +20,10 @@ from .axes import channels_first, image_shape, layout_of
 from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .decode import SUFFIXES
 from .npy import encode_header, encode_labels
-from .publish import OS, FileOps
 from .reading import head_of, opened, size_of
 from .runs import Runs, labels_beside
 from .scattered import ScatteredSamples, gather_items, refuse_remote
-from .sliced import SlicedWriter
+from .sliced import ArrayFile
 from .walk import Found, exists, files_in, glanced, is_file, is_folder, stamp_of
 
 SLICE_BYTES = 1 << 20  # several times the cache of a core; larger ones cost memory and gain no time
@@ -254,29 +253,11 @@ class NpySource:
             yield Batch(range(first + start, first + start + len(images)), images)
 
 
-class NpyWriter(SlicedWriter):
-    """One .npy file of images, version 1.0, in the layout that its `shape` has; `numpy.load(..., mmap_mode="r")`
-    reads it."""
-
-    def __init__(
-        self,
-        root: Path,
-        store_id: str,
-        shard: int,
-        name: str,
-        dtype: str,
-        shape: tuple[int, ...],
-        ops: FileOps = OS,
-    ) -> None:
-        values = np.dtype(dtype).newbyteorder("<")
-        self._layout = layout_of(shape, root / name)
-        header = ArrayHeader(values, shape, 0)
-        super().__init__(
-            root, store_id, shard, name, encode_header(values, shape), values, shape[0], header.item_bytes, ops
-        )
-
-    def write(
-        self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
-    ) -> None:
-        """Values (n, C, H, W) at `positions`, a run of consecutive places within the shard."""
-        super().write(positions, names, images.transpose(0, 2, 3, 1) if self._layout == "NHWC" else images)
+def npy_file(name: str, dtype: str, shape: tuple[int, ...]) -> ArrayFile:
+    """A .npy file of images, version 1.0, in the layout that its `shape` has; `numpy.load(..., mmap_mode="r")` reads
+    it."""
+    values = np.dtype(dtype).newbyteorder("<")
+    header = ArrayHeader(values, shape, 0)
+    return ArrayFile(
+        encode_header(values, shape), values, shape[0], header.item_bytes, layout_of(shape, Path(name)) == "NHWC"
+    )

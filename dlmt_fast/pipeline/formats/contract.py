@@ -12,6 +12,7 @@ from ...errors import StoreDamagedError
 from ...stores.contract import Array, Kept, Published, Shape, ShardSpec, ShardWriter, Value
 from ...stores.manifest import Manifest
 from ...stores.publish import OS, FileOps, file_digest, make_directories, publish_bytes
+from ...stores.sliced import ArrayFile, SlicedWriter
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ class StoredShard(Protocol):
         """
         ...
 
+    def plain_file(self, name: str) -> ArrayFile | None:
+        """How the decrypted images lie in the file `name`, where that is one array at fixed places; else None."""
+        ...
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         """What writes the decrypted images (uint8), as shard `index` and, where a shard is one file, `name`."""
         ...
@@ -123,6 +128,10 @@ class StoredFormat(Protocol):
         Args:
             labels: of each shard's samples in writing order.
         """
+        ...
+
+    def array_file(self, shard: ShardSpec, contents: Contents) -> ArrayFile | None:
+        """How a shard's images lie in its file, where that is one array at fixed places; else None."""
         ...
 
     def closing_labels(self, shards: Iterable[str]) -> set[str]:
@@ -183,6 +192,11 @@ class StoredFormat(Protocol):
         ...
 
 
+def sliced_writer(place: Place, index: int, name: str, file: ArrayFile) -> ShardWriter:
+    """What writes an array as shard `index`, from its start to its end."""
+    return SlicedWriter(place.root, place.store_id, index, name, file, place.ops)
+
+
 class OneFile:
     """The answers of kinds whose shards are one file each, and whose samples have no names unless they say so."""
 
@@ -203,6 +217,9 @@ class OneFile:
 
     def stored_labels(self, root: Path, manifest: Manifest) -> list[Sequence[int] | None]:
         return [None] * len(manifest.shards)
+
+    def array_file(self, shard: ShardSpec, contents: Contents) -> ArrayFile | None:
+        return None
 
     def holds(self, name: str) -> bool:
         return not name

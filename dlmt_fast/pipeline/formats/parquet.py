@@ -83,6 +83,9 @@ class ParquetShard:
             labels, kept = None if row.label is None else [row.label], [row.kept] if footer.kept else None
             yield StoredBatch(row.index, [row.path or ""], image[None], labels, kept)
 
+    def plain_file(self, name: str) -> None:
+        """The images are not one array at fixed places."""
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         columns = self._footer.columns
         return ParquetWriter(

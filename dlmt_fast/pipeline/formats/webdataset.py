@@ -74,6 +74,9 @@ class WebdatasetShard:
                 kept = [{field: _part(file, *place) for field, place in sample.kept.items()}] if sample.kept else None
                 yield StoredBatch(position, [sample.path], image[None], labels, kept)
 
+    def plain_file(self, name: str) -> None:
+        """The images are not one array at fixed places."""
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         return TarWriter(place.root, place.store_id, index, name, place.ops)
 
