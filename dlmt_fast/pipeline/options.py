@@ -12,6 +12,7 @@ from ..stores.folder import SHARD_SIZE
 from ..stores.segments import SEGMENT_BYTES
 from .slices import WHOLE, Slice
 
+_KEEP_LETTERS = 500  # of all names that a job keeps, for the store's header holds them
 FITS = ("crop", "stretch", "pad")
 
 
@@ -26,6 +27,10 @@ class JobOptions:
         per_size: images of several sizes are wanted, each with matrices of its own.
         channels: 1 or 3 converts; None takes the images' own.
         ignore: globs on relative paths that are left out.
+        duplicates: None, "report" or "drop": look, before the work, for inputs that are equal after decoding;
+            "drop" writes the first of equal ones alone.
+        shuffle: write the samples in a secret order; see `shuffle`.
+        keep: fields of tars or columns of Parquet files that pass unchanged, unprotected.
         on_error: "fail" stops at the first bad image, "quarantine" lists them all and goes on.
         names: "hash" replaces file names by keyed digests, "keep" keeps them.
         classes: "keep" keeps the first folder level, "index" replaces it by numbers.
@@ -54,6 +59,9 @@ class JobOptions:
     per_size: bool = False
     channels: int | None = None
     ignore: tuple[str, ...] = ()
+    duplicates: str | None = None
+    shuffle: bool = False
+    keep: tuple[str, ...] = ()
     on_error: str = "fail"
     names: str = "hash"
     classes: str = "keep"
@@ -71,8 +79,14 @@ class JobOptions:
     def __post_init__(self) -> None:
         _one_of("fit", self.fit, FITS)
         _one_of("on_error", self.on_error, ("fail", "quarantine"))
+        if self.duplicates is not None:
+            _one_of("duplicates", self.duplicates, ("report", "drop"))
         _one_of("names", self.names, ("hash", "keep"))
         _one_of("classes", self.classes, ("keep", "index"))
+        if len(set(self.keep)) != len(self.keep):
+            raise ParameterError(f"keep names a field twice: {', '.join(self.keep)}")
+        if (letters := sum(map(len, self.keep))) > _KEEP_LETTERS:
+            raise ParameterError(f"keep takes names of at most {_KEEP_LETTERS} letters together, got {letters}")
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
             raise ParameterError(f"size must be (H, W), two positive integers, got {self.size}")
         if self.size is not None and self.per_size:
@@ -107,8 +121,12 @@ class JobOptions:
             raise ParameterError(f"workers must be at least 1, got {self.workers}")
 
     def recorded(self) -> dict[str, Any]:
-        """What decides the output's bytes, for the job record."""
-        return {
+        """What decides the output's bytes, for the job record. Options of later versions are absent where not used, so
+        that the ids of stores stay what they are."""
+        later: dict[str, Any] = {"duplicates": "drop"} if self.duplicates == "drop" else {}
+        later |= {"shuffle": True} if self.shuffle else {}
+        later |= {"keep": sorted(self.keep)} if self.keep else {}
+        return later | {
             "normalize": self.normalize,
             "dtype": self.dtype,
             "mean": _hex(self.mean),

@@ -17,12 +17,14 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 from isal import igzip, isal_zlib
+from numpy.typing import NDArray
 
 from ..errors import RemoteError, StoreDamagedError, StoreError
-from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
+from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .gzipped import pack
 from .reading import opened, size_of
 from .runs import Runs
+from .scattered import ScatteredSamples, gather_items, refuse_remote
 from .sliced import ArrayFile
 from .walk import Found, exists, files_in, glanced, is_folder, stamp_of
 
@@ -31,7 +33,7 @@ _CODES = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
 _IMAGES = re.compile(r"[-_.]idx3[-_.]ubyte(\.gz)?$")
 _LABELS = re.compile(r"[-_.]idx1[-_.]ubyte(\.gz)?$")
 SLICE_BYTES = 1 << 20  # several times the cache of a core; larger ones cost memory and gain no time
-_LABELS_HEADER = 8  # bytes
+LABELS_HEADER = 8  # bytes
 _GZIP = b"\x1f\x8b"
 _GZIP_RATIO = 1040  # deflate cannot shrink further
 _Inflate: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # what its stubs call an instance
@@ -148,7 +150,7 @@ def read_labels(path: Path) -> bytes:
     return head + labels
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
     """What an images file and its labels file have in common: "train" of `train-images-idx3-ubyte.gz`."""
     return re.sub(r"[-_.]?(images|labels)$", "", _LABELS.sub("", _IMAGES.sub("", name)))
 
@@ -269,10 +271,10 @@ class IdxSource:
         survey = Survey()
         for name, header in zip(self.images, self.headers, strict=True):
             survey.add((1, header.sizes[1], header.sizes[2]), name, header.sizes[0])
-        counts = {_stem(name): (name, header.sizes[0]) for name, header in zip(self.images, self.headers, strict=True)}
+        counts = {stem(name): (name, header.sizes[0]) for name, header in zip(self.images, self.headers, strict=True)}
         for name in self.extras:
-            found = len(self.read_labels(name)) - _LABELS_HEADER
-            images, count = counts.get(_stem(name), ("", found))
+            found = len(self.read_labels(name)) - LABELS_HEADER
+            images, count = counts.get(stem(name), ("", found))
             if found != count:
                 raise StoreDamagedError(f"{self.root / name} holds {found} labels, and {images} {count} images")
         return survey
@@ -290,6 +292,26 @@ class IdxSource:
     def part(self, samples: range) -> IdxSource:
         """Itself, which holds no values."""
         return self
+
+    def pick(self, samples: Sequence[int]) -> Reader:
+        refuse_remote(self.root)
+        for name in self.images:
+            with open(self.root / name, "rb") as file:
+                if file.read(2) == b"\x1f\x8b":
+                    raise StoreError(f"{self.root / name} is compressed and can be read from its start only; gunzip it")
+        return ScatteredSamples(self)
+
+    def find(self, index: int) -> tuple[int, int]:
+        return self._runs.find(index)
+
+    def check(self, shard: int) -> None:
+        """Refuse a file that changed."""
+        self._check_unchanged(self.images[shard])
+
+    def gather(self, shard: int, places: NDArray[np.int64]) -> Array:
+        """The images (n, 1, H, W) at these places of a plain file."""
+        name, header = self.images[shard], self.headers[shard]
+        return gather_items(self.root / name, header.data_start, header.sizes[1:], places)[:, None]
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)
