@@ -25,6 +25,7 @@ import numpy as np
 
 import dlmt_fast as dlmt
 from dlmt_fast.pipeline import JobOptions, encrypt_store
+from dlmt_fast.pipeline.arenas import few_arenas
 from dlmt_fast.stores.png import encode_png
 
 SIZES = {"folder": (10_000, 100_000), "idx": (6_000, 60_000)}
@@ -53,8 +54,9 @@ def make_idx(path: Path, count: int) -> Path:
 
 
 def encrypt_here(source: Path, place: Path, workers: int) -> dict[str, Any]:
-    """Encrypt in this process, which has done nothing else; peak resident memory in KiB, of this process and of the
-    largest of its workers."""
+    """Encrypt in this process, which has done nothing else, as the command does; peak resident memory in KiB, of this
+    process and of the largest of its workers."""
+    few_arenas()
     workers_seen = Children()
     options = JobOptions(workers=workers)
     target = place / "store" / source.name if source.is_file() else place / "store"

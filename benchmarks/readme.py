@@ -1,6 +1,7 @@
-"""Rewrites the README's benchmark table from a results file.
+"""Rewrites one of the README's benchmark tables from a results file: of the kernels, or of stores.
 
 python benchmarks/readme.py benchmarks/results/cpu.jsonl README.md
+python benchmarks/readme.py benchmarks/results/stores.jsonl README.md
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from dlmt_fast.bench import report
 
-BEGIN, END = "<!-- benchmark table: begin -->", "<!-- benchmark table: end -->"
+MARKS = "<!-- {} table: begin -->", "<!-- {} table: end -->"
 
 
 def section(rows: list[dict[str, Any]], source: Path) -> str:
@@ -25,6 +26,27 @@ def section(rows: list[dict[str, Any]], source: Path) -> str:
         "",
         report.LEGEND,
     ]
+    return "\n".join(lines)
+
+
+def stores_section(rows: list[dict[str, Any]], source: Path) -> str:
+    """What whole jobs take, a row a workload."""
+    machine = rows[0]["machine"]
+    lines = [
+        f"{machine['cpu']}, {machine['cpus']} CPUs and as many workers, commit {machine['commit']}; written by "
+        f"`python benchmarks/readme.py {source.as_posix()} README.md`.",
+        "",
+        "| images | `dlmt encrypt` | without the transform = 1 | script, Pillow's defaults | `compress_level=1` |",
+        "|---|---|---|---|---|",
+    ]
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        ours, *others = [row for row in rows if row["workload"] == workload]
+        speed = (
+            f"{ours['images'] / ours['median_s']:.0f} images/s, {ours['megapixels'] / ours['median_s']:.0f} Mpixels/s"
+        )
+        times = [f"{row['ratio']:.1f} times as long" for row in others[1:]] or ["", ""]
+        share = f"{ours['ratio']:.2f} (processors {ours['cpu_ratio']:.2f})" if others else ""
+        lines.append(f"| {ours['images']} x {workload} | {speed} | {share} | {' | '.join(times)} |")
     return "\n".join(lines)
 
 
@@ -43,13 +65,14 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("readme", type=Path)
     given = parser.parse_args()
-    text = given.readme.read_text("utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise SystemExit(f"{given.readme} must hold {BEGIN} and {END} once each")
-    before, _, rest = text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    body = section(report.read_rows(given.results), given.results)
-    given.readme.write_text(f"{before}{BEGIN}\n{body}\n{END}{after}", "utf-8")
+    rows, text = report.read_rows(given.results), given.readme.read_text("utf-8")
+    kind, make = ("stores", stores_section) if "ratio" in rows[0] else ("benchmark", section)
+    begin, end = (mark.format(kind) for mark in MARKS)
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise SystemExit(f"{given.readme} must hold {begin} and {end} once each")
+    before, _, rest = text.partition(begin)
+    after = rest.partition(end)[2]
+    given.readme.write_text(f"{before}{begin}\n{make(rows, given.results)}\n{end}{after}", "utf-8")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,13 @@ from . import backends
 from ._version import __version__
 from .errors import BackendError
 
-_PACKAGES = ("numpy", "numba", "torch", "torchvision", "cryptography", "pillow")
+#: Which library does what in stores; all of them come with the package. `stores.jpeg` says which JPEG is Pillow's.
+_CODECS = {
+    "JPEG": "simplejpeg (libjpeg-turbo); Pillow for CMYK, and for files that it warns of",
+    "other images": "Pillow",
+    "gzip and checksums": "isal (ISA-L)",
+}
+_PACKAGES = ("numpy", "numba", "torch", "torchvision", "cryptography", "pillow", "simplejpeg", "isal")
 
 
 def collect() -> dict[str, Any]:
@@ -30,6 +36,7 @@ def collect() -> dict[str, Any]:
         "backends": available,
         "auto": chosen,
         "build": build_record(),
+        "codecs": _CODECS,
         "packages": {name: _version(name) for name in _PACKAGES},
     }
     if available["native"] == "ok":
@@ -64,6 +71,7 @@ def describe(facts: dict[str, Any]) -> str:
         lines += [f"  cuda:{i} {_device(device)}" for i, device in enumerate(facts["cuda"]["devices"])]
     for module, record in facts["build"].items():
         lines.append(f"  built {module}: {'yes' if record.get('built') else 'no'}, {record.get('reason', '')}")
+    lines += [f"  {what} by {which}" for what, which in facts["codecs"].items()]
     lines.append("  " + ", ".join(f"{name} {version or 'missing'}" for name, version in facts["packages"].items()))
     return "\n".join(lines)
 

@@ -48,7 +48,7 @@ def check(path: Path, expected: np.ndarray[Any, Any], channels: int | None = Non
     """Both say (C, H, W), and the pixels are those expected, (H, W) or (H, W, 3)."""
     pixels = decode(path, channels)
     assert pixels.dtype == np.uint8
-    assert pixels.flags.c_contiguous
+    assert pixels.transpose(1, 2, 0).flags.c_contiguous  # kernels and encoders take it without turning it
     assert probe(path, channels) == pixels.shape
     assert np.array_equal(pixels, expected[None] if expected.ndim == 2 else expected.transpose(2, 0, 1))
 

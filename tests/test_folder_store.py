@@ -6,6 +6,8 @@ import errno
 import hashlib
 import itertools
 import os
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,11 +35,13 @@ class Faults(FileOps):
     """The disk, with the call of number `fail_at` failing halfway; removing always works."""
 
     def __init__(self, fail_at: int = -1) -> None:
-        self.fail_at, self.calls = fail_at, list[str]()
+        self.fail_at, self.calls, self._lock = fail_at, list[str](), threading.Lock()
 
     def _run(self, name: str, work: Callable[[], Any], half: Callable[[], object] = lambda: None) -> Any:
-        self.calls.append(name)
-        if len(self.calls) - 1 == self.fail_at:
+        with self._lock:  # the writer's threads call too
+            fails = len(self.calls) == self.fail_at
+            self.calls.append(name)
+        if fails:
             half()
             raise OSError(errno.ENOSPC, f"no space left ({name})")
         return work()
@@ -280,14 +284,65 @@ def test_the_order_of_publishing(tmp_path: Path) -> None:
     ops = Faults()
     writer = FolderWriter(tmp_path / "s", ID, 0, ops)
     writer.write([0, 1], ["c/a.png", "c/b.png"], np.zeros((2, 1, 2, 2), np.uint8))
-    one_file = ["create", "write", "fsync", "close"]
-    made = ["mkdir", "fsync_directory"] * 2
-    assert ops.calls == made + one_file * 2
     writer.publish()
-    assert ops.calls == made + one_file * 2 + ["rename"] * 2 + ["fsync_directory"] * 2 + one_file + [
+    one_file = ["create", "write", "fsync", "close"]
+    made, written = ["mkdir", "fsync_directory"] * 2, len(one_file) * 2
+    assert ops.calls[: len(made)] == made
+    assert sorted(ops.calls[len(made) :][:written]) == sorted(one_file * 2)  # in threads, so in any order
+    assert ops.calls[len(made) + written :] == ["rename"] * 2 + ["fsync_directory"] * 2 + one_file + [
         "rename",
         "fsync_directory",
     ]
+
+
+def test_every_file_is_synced_before_the_first_rename(tmp_path: Path) -> None:
+    class Slow(Faults):
+        def fsync(self, descriptor: int) -> None:
+            time.sleep(0.002)
+            super().fsync(descriptor)
+
+    ops, count = Slow(), 50
+    writer = FolderWriter(tmp_path, ID, 0, ops)
+    writer.write(range(count), [f"{n:02d}.png" for n in range(count)], np.zeros((count, 1, 2, 2), np.uint8))
+    writer.publish()
+    assert ops.calls.index("rename") == 4 * count
+    assert ops.calls[: 4 * count].count("fsync") == count
+
+
+def test_what_waits_for_the_disk_is_bounded(tmp_path: Path) -> None:
+    """Large files one by one; of small ones a few at once, with a few descriptors."""
+    most, now, lock, go = 0, 0, threading.Lock(), threading.Semaphore(0)
+
+    class Stuck(FileOps):
+        def create(self, path: Path, mode: int = 0o666) -> int:
+            nonlocal most, now
+            with lock:
+                now += 1
+                most = max(most, now)
+            return super().create(path, mode)
+
+        def close(self, descriptor: int) -> None:
+            nonlocal now
+            super().close(descriptor)
+            with lock:
+                now -= 1
+
+        def fsync(self, descriptor: int) -> None:
+            assert go.acquire(timeout=60)
+
+    for shape, count, at_once in (((1, 2, 2), 40, 4), ((1, 3000, 3000), 3, 1)):
+        most = 0
+        writer = FolderWriter(tmp_path, ID, 0, Stuck())
+        images = np.broadcast_to(np.uint8(0), (count, *shape))
+        names = [f"{count}-{n:02d}.png" for n in range(count)]
+        thread = threading.Thread(target=writer.write, args=(range(count), names, images))
+        thread.start()
+        for _ in range(count + 1):  # and one for the listing
+            time.sleep(0.002)
+            go.release()
+        thread.join()
+        writer.publish()
+        assert most == at_once
 
 
 def test_a_name_twice_is_refused(tmp_path: Path) -> None:
@@ -301,7 +356,6 @@ def test_a_name_twice_is_refused(tmp_path: Path) -> None:
 def test_abort_leaves_nothing(tmp_path: Path) -> None:
     writer = FolderWriter(tmp_path, ID, 0)
     writer.write([0, 1], ["a.png", "c/b.npy"], np.zeros((2, 1, 2, 2), np.uint8))
-    assert len(files(tmp_path)) == 2
     writer.abort()
     writer.abort()
     assert files(tmp_path) == []

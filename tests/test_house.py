@@ -40,6 +40,7 @@ LAYERS: dict[str, str] = {
     "dlmt_fast.on_device": "functional",
     "dlmt_fast.direct": "functional",
     "dlmt_fast.functional": "functional",
+    "dlmt_fast.gpu_batches": "functional",
     "dlmt_fast.traced": "functional",
     "dlmt_fast.torch_ops": "torch_ops",
     "dlmt_fast.checking": "checking",
@@ -92,10 +93,11 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.stores": {
         *("contract", "publish", "manifest", "decode", "batching", "png", "npy", "gzipped", "runs", "sliced"),
         *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "location", "remote_errors"),
-        *("segments", "staging", "objects", "remote", "reading"),
+        *("segments", "staging", "objects", "remote", "reading", "threads", "equal", "scattered"),
     },
 }
 PRIVATE: dict[str, set[str]] = {
+    "dlmt_fast.stores.decode": {"jpeg"},
     "dlmt_fast.stores.objects": {"bucket"},
     "dlmt_fast.stores.bucket": {"s3_requests"},
     "dlmt_fast.stores.webdataset": {"tar_index"},

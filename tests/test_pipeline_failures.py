@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -233,13 +234,16 @@ def test_a_forged_count_is_refused(folder: Place) -> None:
 def failing(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
     """Lets the call of number `step` fail; gives the calls so far. Removing always works."""
     calls: list[str] = []
+    lock = threading.Lock()  # a shard's files are written in several threads
 
     def wrap(name: str) -> Callable[..., Any]:
         real = getattr(publish.FileOps, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            calls.append(name)
-            if len(calls) - 1 == step:
+            with lock:
+                fails = len(calls) == step
+                calls.append(name)
+            if fails:
                 if name == "close":
                     real(publish.OS, *args)
                 if name == "write":

@@ -6,6 +6,7 @@ import gzip
 import os
 import shutil
 import struct
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class Disk(FileOps):
 
     def __init__(self, root: Path, last: int = 1 << 30) -> None:
         self.root, self.last, self.steps, self.off = root, last, 0, False
+        self._lock = threading.Lock()  # a shard's files are written in several threads
         self._open: dict[int, Node] = {}
         self._tree = self._as_it_is(root)
 
@@ -62,10 +64,11 @@ class Disk(FileOps):
         return node
 
     def _step(self) -> None:
-        if self.off or self.steps == self.last:
-            self.off = True
-            raise PowerLoss
-        self.steps += 1
+        with self._lock:
+            if self.off or self.steps == self.last:
+                self.off = True
+                raise PowerLoss
+            self.steps += 1
 
     def create(self, path: Path, mode: int = 0o666) -> int:
         self._step()

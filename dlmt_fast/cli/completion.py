@@ -21,12 +21,14 @@ VALUES: dict[str, tuple[str, ...]] = {
     "channels": ("1", "3"),
     "names": ("hash", "keep"),
     "classes": ("keep", "index"),
+    "duplicates": ("report", "drop"),
     "on_error": ("fail", "quarantine"),
     "progress_mode": ("auto", "plain", "none"),
     "dataset": ("mnist", "fashion-mnist", "cifar10", "folder"),
     "network": ("auto", "fiveconv", "resnet18"),
     "augment": ("none", "crop", "crop-flip"),
     "device": ("auto", "cpu", "cuda"),
+    "transform_device": ("cpu", "cuda"),
 }
 
 

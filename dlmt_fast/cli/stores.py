@@ -39,7 +39,9 @@ def decrypt(
 ) -> None:
     """Recover the images of a store."""
     from ..pipeline import decrypt_store, preview_decrypt
+    from ..pipeline.arenas import few_arenas
 
+    few_arenas()
     key = load_key(key_path, passphrase_file)
     folder, count = owner_of(key_path, owner), cpus() if workers is None else workers
     if dry_run:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import PIL
+import simplejpeg
 
 from .._version import __version__
 from ..canonical import canonical_json
@@ -18,11 +19,13 @@ from ..keys import CONTRACT
 from ..schemes import DLMT
 from ..stores.contract import Refused, Shape, Source, Survey
 from .options import JobOptions
+from .shuffle import ARRAYS, SAMPLES
 
 
 def versions() -> dict[str, str]:
-    """What a shard's bytes can depend on: this package, the decoder, the resizer."""
-    return {"dlmt-fast": __version__, "pillow": PIL.__version__, "numpy": np.__version__}
+    """What a shard's bytes can depend on: this package, the decoders (simplejpeg's is libjpeg-turbo), the resizer."""
+    decoders = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
+    return {"dlmt-fast": __version__, **decoders, "numpy": np.__version__}
 
 
 def library_versions(libraries: Sequence[str]) -> dict[str, str]:
@@ -104,10 +107,16 @@ def _step(shards: Any) -> int:
     return int(shards[0][1] - shards[0][0]) if isinstance(shards, list) and shards else 0
 
 
-def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None) -> dict[str, Any]:
-    """What the key opens in a store's manifest: enough to decrypt where min-max was not used."""
+def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None, named: bool) -> dict[str, Any]:
+    """What the key opens in a store's manifest: enough to decrypt where min-max was not used.
+
+    Args:
+        named: the samples of the source have names; else they are values of arrays, and each was shuffled in itself.
+    """
     recorded = options.recorded()
-    return {
+    later: dict[str, Any] = {"shuffle": SAMPLES if named else ARRAYS} if options.shuffle else {}
+    later |= {"keep": recorded["keep"]} if options.keep else {}
+    return later | {
         "contract": CONTRACT,
         "scheme": scheme.params,
         "normalize": options.normalize,

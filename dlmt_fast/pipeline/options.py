@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,7 @@ from ..stores.folder import SHARD_SIZE
 from ..stores.segments import SEGMENT_BYTES
 from .slices import WHOLE, Slice
 
+_KEEP_LETTERS = 500  # of all names that a job keeps, for the store's header holds them
 FITS = ("crop", "stretch", "pad")
 
 
@@ -25,6 +27,10 @@ class JobOptions:
         per_size: images of several sizes are wanted, each with matrices of its own.
         channels: 1 or 3 converts; None takes the images' own.
         ignore: globs on relative paths that are left out.
+        duplicates: None, "report" or "drop": look, before the work, for inputs that are equal after decoding;
+            "drop" writes the first of equal ones alone.
+        shuffle: write the samples in a secret order; see `shuffle`.
+        keep: fields of tars or columns of Parquet files that pass unchanged, unprotected.
         on_error: "fail" stops at the first bad image, "quarantine" lists them all and goes on.
         names: "hash" replaces file names by keyed digests, "keep" keeps them.
         classes: "keep" keeps the first folder level, "index" replaces it by numbers.
@@ -39,6 +45,8 @@ class JobOptions:
         address: of a Ray cluster; see `ray_engine.run_on_ray`.
         segment_bytes: how much output of an array that goes to one .npy or IDX file a worker does at once, at least; it
             is what a killed job does again, and less than twice that at most.
+        device: "cpu", or "cuda" or "cuda:1": where images are transformed; the store's bytes do not depend on it. Each
+            worker process has memory of its own on a GPU, some hundred megabytes beside the batches.
         slice: which of the job's shards this call does; the last slice to end finishes the store.
     """
 
@@ -51,6 +59,9 @@ class JobOptions:
     per_size: bool = False
     channels: int | None = None
     ignore: tuple[str, ...] = ()
+    duplicates: str | None = None
+    shuffle: bool = False
+    keep: tuple[str, ...] = ()
     on_error: str = "fail"
     names: str = "hash"
     classes: str = "keep"
@@ -62,13 +73,20 @@ class JobOptions:
     engine: str = "local"
     address: str | None = None
     segment_bytes: int = SEGMENT_BYTES
+    device: str = "cpu"
     slice: Slice = WHOLE
 
     def __post_init__(self) -> None:
         _one_of("fit", self.fit, FITS)
         _one_of("on_error", self.on_error, ("fail", "quarantine"))
+        if self.duplicates is not None:
+            _one_of("duplicates", self.duplicates, ("report", "drop"))
         _one_of("names", self.names, ("hash", "keep"))
         _one_of("classes", self.classes, ("keep", "index"))
+        if len(set(self.keep)) != len(self.keep):
+            raise ParameterError(f"keep names a field twice: {', '.join(self.keep)}")
+        if (letters := sum(map(len, self.keep))) > _KEEP_LETTERS:
+            raise ParameterError(f"keep takes names of at most {_KEEP_LETTERS} letters together, got {letters}")
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
             raise ParameterError(f"size must be (H, W), two positive integers, got {self.size}")
         if self.size is not None and self.per_size:
@@ -91,14 +109,24 @@ class JobOptions:
         _one_of("engine", self.engine, ("local", "ray"))
         if self.address is not None and self.engine != "ray":
             raise ParameterError("address is that of a Ray cluster: it goes with engine ray")
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device):
+            raise ParameterError(f"device must be cpu, cuda, or cuda:N for one of several, got {self.device!r}")
+        if self.device != "cpu" and self.engine == "ray":
+            raise ParameterError(
+                f"device {self.device} goes with the engine local: Ray gives its tasks no GPU unless they ask for one"
+            )
         if self.workers is None and self.engine != "ray":
             raise ParameterError("workers must be a number; only the engine ray finds one itself")
         if self.workers is not None and self.workers < 1:
             raise ParameterError(f"workers must be at least 1, got {self.workers}")
 
     def recorded(self) -> dict[str, Any]:
-        """What decides the output's bytes, for the job record."""
-        return {
+        """What decides the output's bytes, for the job record. Options of later versions are absent where not used, so
+        that the ids of stores stay what they are."""
+        later: dict[str, Any] = {"duplicates": "drop"} if self.duplicates == "drop" else {}
+        later |= {"shuffle": True} if self.shuffle else {}
+        later |= {"keep": sorted(self.keep)} if self.keep else {}
+        return later | {
             "normalize": self.normalize,
             "dtype": self.dtype,
             "mean": _hex(self.mean),

@@ -26,9 +26,10 @@ from .formats import Place, StoredBatch, StoredShard
 from .owner import OwnerFolder
 from .plain_journal import PlainJournal
 from .plain_segments import PlainSegments
+from .reordered import ReorderedWriter
 from .stored import StoredImages
 from .summary import Advance
-from .worker import persistently
+from .worker import persistently, write_kept
 
 
 @dataclass(frozen=True)
@@ -141,8 +142,12 @@ class PlainWork:
         return published
 
     def _writer(self, opened: StoredShard, task: PlainTask) -> ShardWriter:
-        """What writes the shard: a large array in segments."""
-        job, file = self._job, opened.plain_file(task.name)
+        """What writes the shard: a large array in segments, unless it was shuffled."""
+        job, file, order = self._job, opened.plain_file(task.name), self._store.order(task.index)
+        if order is not None:  # no image is where it was, so that a segment of the file is not one of the store
+            place = Place(job.target, job.job_id, job.ops)
+            writer = opened.plain_writer(place, task.index, task.name)
+            return ReorderedWriter(writer, order, task.shard.count, place, task.index)
         places = [] if file is None else cut(file, job.segment_bytes)
         if file is None or len(places) < 2:
             return opened.plain_writer(Place(job.target, job.job_id, job.ops), task.index, task.name)
@@ -171,7 +176,7 @@ class PlainWork:
                     by_place.get(batch.position + i, "") if not name else task.restored.get(name, as_png_stored(name))
                     for i, name in enumerate(batch.names)
                 ]
-                writer.write(run, outputs, images, batch.labels)
+                write_kept(writer, run, outputs, images, batch.labels, batch.kept)
                 advance(len(images), images.nbytes)
             return writer.publish()
         except BaseException:

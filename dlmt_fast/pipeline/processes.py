@@ -15,6 +15,7 @@ from multiprocessing import connection, reduction, resource_tracker
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..errors import DlmtError, StoreError
+from .arenas import few_arenas
 from .summary import Advance, Tally
 
 _DEATHS = 3  # of workers over one task, then the job fails
@@ -219,6 +220,7 @@ def _bury(worker: _Worker[T], task: T, duty: Duty[T, R], deaths: dict[str, int])
 def _serve(pipe: connection.Connection, duty: Duty[Any, Any], lock: _Lock) -> None:
     """A worker: does tasks until it is ended. Ctrl-C is the parent's to handle; its end is this process's too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    few_arenas()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
     try:
         do = duty.begin()

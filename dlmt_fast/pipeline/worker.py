@@ -7,16 +7,17 @@ from __future__ import annotations
 import errno
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from ..errors import StoreDamagedError, StoreError
 from ..functional import encrypt
+from ..gpu_batches import GpuBatches
 from ..keys import Key
 from ..schemes import DLMT, Plan
-from ..stores.contract import Array, Batch, Published, Reader, Refused, ShardSpec, ShardWriter
+from ..stores.contract import Array, Batch, KeepingWriter, Published, Reader, Refused, ShardSpec, ShardWriter, Value
 from ..stores.location import is_remote
 from ..stores.objects import objects_at
 from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers
@@ -45,13 +46,14 @@ _PASSING = {
 @dataclass(frozen=True)
 class Task:
     """One shard: its published name and samples, output names by sample index in writing order, what reads it, its name
-    in the source, and what the shard will hold."""
+    in the source, what the shard will hold, and why some samples are left out that could be taken."""
 
     shard: ShardSpec
     names: Mapping[int, str]
     source: Reader
     original: str
     contents: Contents
+    dropped: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -141,6 +143,28 @@ def planner(scheme: DLMT, key: Key, options: JobOptions) -> Callable[[tuple[int,
     return make
 
 
+#: From images (N, C, H, W), their plan, and whether a result may be written over them, to (result, bounds).
+Transform: TypeAlias = Callable[[Array, Plan, bool], tuple[Array, Array]]
+
+
+def transform_on(device: str, threads: int | None) -> Transform:
+    """What transforms batches: `encrypt` with so many threads, or a GPU.
+
+    Raises:
+        BackendError: the device cannot be used here.
+    """
+    if device != "cpu":
+        gpu = GpuBatches(device)
+        return lambda images, plan, spare: gpu.encrypt(images, plan)
+
+    def on_cpu(images: Array, plan: Plan, spare: bool) -> tuple[Array, Array]:
+        over = images if spare and plan.dtype == "uint8" else None
+        result: tuple[Array, Array] = encrypt(images, plan, over, threads=threads, return_bounds=True)
+        return result
+
+    return on_cpu
+
+
 class Entries:
     """Enters shards in the owner's folder, where they then count as done."""
 
@@ -207,12 +231,14 @@ class ShardWork:
 
     Raises:
         StoreError: this process has other versions than the job.
+        BackendError: the device of the options cannot be used in it.
     """
 
     def __init__(self, job: JobContext, entries: Entries | None) -> None:
         refuse_other_versions(job.versions)
         self._job, self._entries = job, entries
         self._plans = Plans(planner(job.scheme, job.key, job.options))
+        self._transform = transform_on(job.options.device, job.threads)
         self._seal = StoreSeal(job.key, job.store_id)
         self._objects = objects_at(job.target, job.conditional) if is_remote(job.target) else None
 
@@ -247,9 +273,8 @@ class ShardWork:
     ) -> tuple[Published, Mapping[str, Any], list[Refused]]:
         """`encrypt_shard` with what the job says; with `places` nothing becomes visible."""
         job, retire = self._job, self.retire if places is None else (lambda: None)
-        return encrypt_shard(
-            task, self._plans, writer, job.options.on_error, job.decoders, job.threads, advance, retire, places
-        )
+        on_error, decoders = job.options.on_error, job.decoders
+        return encrypt_shard(task, self._plans, self._transform, writer, on_error, decoders, advance, retire, places)
 
     def retire(self) -> None:
         """Take away the manifest of a store that is being replaced, before the first shard is visible."""
@@ -276,10 +301,10 @@ def clear_shard(job: JobContext, task: Task) -> None:
 def encrypt_shard(
     task: Task,
     plans: Plans,
+    transform: Transform,
     writer: ShardWriter,
     on_error: str,
     decoders: int,
-    threads: int | None,
     advance: Advance,
     before_publish: Callable[[], None],
     places: range | None = None,
@@ -301,13 +326,17 @@ def encrypt_shard(
             if isinstance(item, Refused):
                 refused.append(item)
                 if on_error == "fail":
-                    raise refused_error(refused)
+                    raise refused_error([item])
                 advance(1, refused=1)
                 continue
+            item = _without(item, task, refused, advance)
+            if not len(item.images):
+                continue
             plan = plans.of(item.images)
-            images, limits = encrypt(item.images, plan, threads=threads, return_bounds=True)
+            images, limits = transform(item.images, plan, item.spare)
             outputs = [names[index] for index in item.indices]
-            writer.write(range(position, position + len(images)), outputs, images, _labels(task, item))
+            run, labels = range(position, position + len(images)), _labels(task, item)
+            write_kept(writer, run, outputs, images, labels, item.kept)
             if any(outputs):
                 originals += [[name, source.path_of(i)] for name, i in zip(outputs, item.indices, strict=True)]
             if plan.normalize.startswith("minmax"):
@@ -328,6 +357,36 @@ def ledger_of(task: Task, originals: list[list[str]], bounds: list[Any]) -> dict
     if task.shard.name != task.original:
         ledger["file"] = task.original
     return ledger
+
+
+def write_kept(
+    writer: ShardWriter,
+    positions: Sequence[int],
+    names: Sequence[str],
+    images: Array,
+    labels: Sequence[int] | None,
+    kept: Sequence[Mapping[str, Value]] | None,
+) -> None:
+    """Write samples, with the values of fields that pass unchanged where there are some, for which the kind of target
+    has a place then."""
+    if kept is None:
+        writer.write(positions, names, images, labels)
+    else:
+        cast(KeepingWriter, writer).write(positions, names, images, labels, kept)
+
+
+def _without(batch: Batch, task: Task, refused: list[Refused], advance: Advance) -> Batch:
+    """A batch without the samples that are left out, which are entered as refused."""
+    stay = [place for place, index in enumerate(batch.indices) if index not in task.dropped]
+    if len(stay) == len(batch.indices):
+        return batch
+    for index in set(batch.indices) & task.dropped.keys():
+        refused.append(Refused(index, task.source.path_of(index), task.dropped[index]))
+        advance(1)
+    labels = None if batch.labels is None else [batch.labels[place] for place in stay]
+    kept = None if batch.kept is None else [batch.kept[place] for place in stay]
+    indices = [batch.indices[place] for place in stay]
+    return replace(batch, indices=indices, images=batch.images[stay], labels=labels, kept=kept)
 
 
 def _labels(task: Task, batch: Batch) -> list[int] | None:

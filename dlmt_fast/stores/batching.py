@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
@@ -12,6 +13,7 @@ import numpy as np
 
 from ..errors import ImageError
 from .contract import Array, Batch, Refused
+from .threads import kept_threads
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,21 +63,25 @@ def in_threads(
     """The result of each item in order; `most` are worked on or wait for their turn.
 
     Args:
-        patient: when it is interrupted or closed, wait until the threads have ended; a server may let them wait long.
+        patient: when it is interrupted or closed, wait until nothing is worked on; a server may let that take long.
     """
-    left, pool = iter(items), ThreadPoolExecutor(threads, "dlmt-decode" if patient else WAITING)
-    wait = True
+    left, ahead = iter(items), deque[Future[R]]()
+    pool = kept_threads("decode", threads) if patient else ThreadPoolExecutor(threads, WAITING)
+    waits = True
     try:
-        ahead = [pool.submit(work, item) for item in islice(left, most)]
+        ahead.extend(pool.submit(work, item) for item in islice(left, most))
         while ahead:
-            result = ahead.pop(0).result()
-            ahead += [pool.submit(work, item) for item in islice(left, 1)]
+            result = ahead.popleft().result()
+            ahead.extend(pool.submit(work, item) for item in islice(left, 1))
             yield result
     except BaseException as error:
-        wait = patient or isinstance(error, Exception)
+        waits = patient or isinstance(error, Exception)
         raise
     finally:
-        pool.shutdown(wait, cancel_futures=True)
+        if patient:
+            wait([future for future in ahead if not future.cancel()])
+        else:
+            pool.shutdown(waits, cancel_futures=True)
 
 
 def _decode(sample: Encoded) -> tuple[int, Array | Refused]:
@@ -86,4 +92,7 @@ def _decode(sample: Encoded) -> tuple[int, Array | Refused]:
 
 
 def _batch(pending: list[tuple[int, Array]]) -> Batch:
-    return Batch([index for index, _ in pending], np.stack([image for _, image in pending]))
+    """Images (C, H, W) of memory (H, W, C), one after the other in memory of the batch's own; alone stays there."""
+    images = [image.transpose(1, 2, 0) for _, image in pending]
+    together = (np.stack(images) if len(images) > 1 else images[0][None]).transpose(0, 3, 1, 2)
+    return Batch([index for index, _ in pending], together, spare=together.flags.writeable)

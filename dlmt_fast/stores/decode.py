@@ -1,5 +1,8 @@
 """One image file to uint8 pixels (C, H, W), exactly, or a refusal that names the reason.
 
+Pillow reads every header, and the pixels too but for JPEG; see `jpeg.decode_jpeg` for which. An image lies in memory as
+decoders give it, pixel by pixel (H, W, C): kernels and encoders take it so, and nobody turns it on the way.
+
 Orientation from EXIF is applied; everything else beside the pixels is dropped. Conversions that lose nothing happen by
 themselves (palette to RGB, bilevel to gray, an alpha channel that is opaque everywhere is dropped); those that change
 pixels happen only where `channels` asks for them; the rest is refused.
@@ -23,6 +26,7 @@ from numpy.typing import NDArray
 
 from ..errors import DlmtError, ImageError
 from .contract import FileStamp, Shape
+from .jpeg import decode_jpeg
 from .reading import opened
 
 T = TypeVar("T")
@@ -32,6 +36,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP")  # "JPEG" opens MPO too
 _GRAY, _COLOUR = {"1", "L", "LA", "La"}, {"RGB", "P", "PA", "RGBA", "RGBa", "RGBX"}
 _ALPHA = {"LA", "La", "PA", "RGBA", "RGBa"}
 _CONVERTED = {"CMYK", "YCbCr"}
+_PLAIN = {"L", "RGB"}
 _SIXTEEN = re.compile("(?<!BGR);16")  # BGR;16 is BMP's 5, 6 and 5 bits
 _ORIENTATION = 0x0112
 _TRANSPOSED = {  # by EXIF orientation
@@ -78,7 +83,7 @@ def decode(
 def decode_bytes(
     data: bytes, channels: int | None = None, size: tuple[int, int] | None = None, fit: str = "crop"
 ) -> NDArray[np.uint8]:
-    """The pixels of an image file, uint8 (C, H, W).
+    """The pixels of an image file, uint8 (C, H, W), a view of memory (H, W, C).
 
     Args:
         data: the file's bytes.
@@ -159,8 +164,14 @@ def _exif_is_read(image: PIL.Image.Image, file: Any) -> bool:
 def _decode(data: bytes, channels: int | None, size: tuple[int, int] | None, fit: str) -> NDArray[np.uint8]:
     image = _open(io.BytesIO(data))
     mode = "L" if _channels(image, channels) == 1 else "RGB"
-    image.load()
+    pixels = decode_jpeg(data, image.mode, image.size) if image.format == "JPEG" and image.mode in _PLAIN else None
+    if pixels is None:
+        image.load()
     turn = _TRANSPOSED.get(image.getexif().get(_ORIENTATION, 1))  # a loaded TIFF is turned already, and says so
+    if pixels is not None:
+        if turn is None and image.mode == mode and size in (None, image.size[::-1]):
+            return pixels.transpose(2, 0, 1)
+        image = PIL.Image.fromarray(pixels if image.mode == "RGB" else pixels[..., 0])
     image = image if turn is None else image.transpose(turn)
     if image.mode in _ALPHA or "transparency" in image.info:
         rgba = image.convert("RGBA")
@@ -171,8 +182,8 @@ def _decode(data: bytes, channels: int | None, size: tuple[int, int] | None, fit
         image = image.convert("RGB").convert(mode) if image.mode not in ("1", "L") else image.convert(mode)
     if size is not None and (size[1], size[0]) != image.size:
         image = _resize(image, (size[1], size[0]), fit)
-    pixels = np.asarray(image, np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    values = np.asarray(image, np.uint8)
+    return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
 
 
 def _resize(image: PIL.Image.Image, size: tuple[int, int], fit: str) -> PIL.Image.Image:

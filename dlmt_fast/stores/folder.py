@@ -9,7 +9,9 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import os
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -26,11 +28,14 @@ from .publish import OS, FileOps, make_directories, publish_bytes, remove_all, t
 from .reading import read_file
 from .remote import files_below
 from .stamps import Stamps
+from .threads import kept_threads
 from .walk import LinkedFolders, exists, hidden_part, is_folder
 
 SHARD_SIZE = 1000  # files a shard: what a killed job does again at most, and few enough shards for 10^8 images
 _PROBERS = 2  # threads that read headers; more take longer (measured) and more memory, for the interpreter is the bound
 _PROBED = 32  # files a task
+_SYNCERS = 4  # threads that write: each waits for the disk most of the time
+_AHEAD, _AHEAD_BYTES = 2 * _SYNCERS, 16 << 20  # files that wait for them, at most
 
 
 class Options(NamedTuple):
@@ -151,6 +156,12 @@ class FolderSource(FolderImages):
         images._numbers = self._numbers
         return images
 
+    def pick(self, samples: Sequence[int]) -> FolderImages:
+        """What reads these files alone."""
+        images = FolderImages(self.root, self.options, {index: self._stamps[index] for index in samples})
+        images._numbers = self._numbers
+        return images
+
     def survey(self) -> Survey:
         """The shapes of all images, from their headers; several are read at once, and none is kept."""
         survey = Survey()
@@ -219,11 +230,17 @@ class FolderSource(FolderImages):
 
 
 class FolderWriter:
-    """Writes one shard of a folder: temporaries first, then all renames, then the listing."""
+    """Writes one shard of a folder: temporaries first, then all renames, then the listing.
+
+    Temporaries are written, synced and digested in a few threads, since each waits for the disk; `publish` waits for
+    all of them before the first rename.
+    """
 
     def __init__(self, root: Path, store_id: str, shard: int, ops: FileOps = OS, listed: bool = True) -> None:
         self._root, self._store_id, self._shard, self._ops, self._listed = root, store_id, shard, ops, listed
-        self._files: dict[str, tuple[Path, int, str]] = {}
+        self._temporaries: dict[str, Path] = {}
+        self._listing: list[Listed] = []  # of those that are on disk
+        self._ahead: deque[tuple[Future[Listed], int]] = deque()  # those that may not be yet, with their sizes
         self._folders: set[Path] = {root}
         self._renamed: list[Path] = []
 
@@ -232,19 +249,21 @@ class FolderWriter:
     ) -> None:
         """Encode each image to a temporary beside its final place. `names` are relative, with the right suffix."""
         for name, image in zip(names, images, strict=True):
-            if name in self._files:
+            if name in self._temporaries:
                 raise StoreError(f"two samples would be written as {name}; --names hash keeps them apart")
             final = self._root / name
             if final.parent not in self._folders:
                 make_directories(final.parent, self._ops)
                 self._folders.add(final.parent)
             data = encode_png(image) if name.endswith(".png") else encode_npy(image)
-            temporary = final.with_name(temporary_name(self._store_id, self._shard))
-            write_temporary(temporary, data, self._ops)
-            self._files[name] = (temporary, len(data), hashlib.sha256(data).hexdigest())
+            self._wait_for_room(len(data))
+            self._temporaries[name] = final.with_name(temporary_name(self._store_id, self._shard))
+            self._ahead.append((kept_threads("write", _SYNCERS).submit(self._to_disk, name, data), len(data)))
 
     def publish(self) -> Published:
-        for name, (temporary, _, _) in self._files.items():
+        while self._ahead:
+            self._wait_for_one()
+        for name, temporary in self._temporaries.items():
             self._ops.rename(temporary, self._root / name)
             self._renamed.append(self._root / name)
         for folder in sorted(self._folders):
@@ -253,17 +272,29 @@ class FolderWriter:
         if self._listed:
             self._renamed.append(self._root / listing_name(self._shard))
             publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
-        digest = hashlib.sha256(listing).hexdigest()
-        return Published(
-            listing_name(self._shard), len(self._files), sum(size for _, size, _ in self._files.values()), digest
-        )
+        digest, size = hashlib.sha256(listing).hexdigest(), sum(entry.size for entry in self._listing)
+        return Published(listing_name(self._shard), len(self._listing), size, digest)
 
     def listed(self) -> Iterator[Listed]:
-        """The files of the shard."""
-        return (Listed(digest, size, name) for name, (_, size, digest) in self._files.items())
+        """The files of the published shard."""
+        return iter(self._listing)
 
     def abort(self) -> None:
-        remove_all([temporary for temporary, _, _ in self._files.values()] + self._renamed, self._ops)
+        wait([future for future, _ in self._ahead if not future.cancel()])
+        remove_all([*self._temporaries.values(), *self._renamed], self._ops)
+
+    def _to_disk(self, name: str, data: bytes | bytearray) -> Listed:
+        write_temporary(self._temporaries[name], data, self._ops)
+        return Listed(hashlib.sha256(data).hexdigest(), len(data), name)
+
+    def _wait_for_room(self, size: int) -> None:
+        """Wait until what is on its way to the disk leaves room in memory for `size` bytes more."""
+        while self._ahead and (len(self._ahead) >= _AHEAD or sum(n for _, n in self._ahead) + size > _AHEAD_BYTES):
+            self._wait_for_one()
+
+    def _wait_for_one(self) -> None:
+        self._listing.append(self._ahead[0][0].result())  # one that failed stays, for `abort`
+        self._ahead.popleft()
 
 
 def _named_as_image(path: str) -> bool:

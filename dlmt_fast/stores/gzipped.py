@@ -8,6 +8,8 @@ import struct
 import zlib
 from collections.abc import Callable, Iterable
 
+from isal import isal_zlib
+
 _HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # deflate, no field, no time, no extra flags, unknown system
 _BLOCK = 0xFFFF  # the largest stored block of deflate
 
@@ -18,7 +20,7 @@ def pack(chunks: Iterable[bytes], write: Callable[[bytes], object], level: int) 
     crc = size = 0
     deflate = _Stored() if level == 0 else zlib.compressobj(level, wbits=-zlib.MAX_WBITS)
     for chunk in chunks:
-        crc, size = zlib.crc32(chunk, crc), size + len(chunk)
+        crc, size = isal_zlib.crc32(chunk, crc), size + len(chunk)
         write(deflate.compress(chunk))
     write(deflate.flush())
     write(struct.pack("<II", crc, size & 0xFFFFFFFF))

@@ -9,7 +9,6 @@ import gzip
 import io
 import re
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,12 +16,15 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
+from isal import igzip, isal_zlib
+from numpy.typing import NDArray
 
 from ..errors import RemoteError, StoreDamagedError, StoreError
-from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
+from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .gzipped import pack
 from .reading import opened, size_of
 from .runs import Runs
+from .scattered import ScatteredSamples, gather_items, refuse_remote
 from .sliced import ArrayFile
 from .walk import Found, exists, files_in, glanced, is_folder, stamp_of
 
@@ -31,9 +33,10 @@ _CODES = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
 _IMAGES = re.compile(r"[-_.]idx3[-_.]ubyte(\.gz)?$")
 _LABELS = re.compile(r"[-_.]idx1[-_.]ubyte(\.gz)?$")
 SLICE_BYTES = 1 << 20  # several times the cache of a core; larger ones cost memory and gain no time
-_LABELS_HEADER = 8  # bytes
+LABELS_HEADER = 8  # bytes
 _GZIP = b"\x1f\x8b"
 _GZIP_RATIO = 1040  # deflate cannot shrink further
+_Inflate: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # what its stubs call an instance
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,7 @@ def looks_like_idx(path: Path) -> bool:
             head = file.read(4)
     except RemoteError:
         raise
-    except (OSError, EOFError, zlib.error):
+    except (OSError, EOFError, _Inflate):
         return False
     return len(head) == 4 and head[:2] == b"\0\0" and head[2] in (8, 9, 11, 12, 13, 14) and 1 <= head[3] <= 4
 
@@ -77,7 +80,7 @@ def open_idx(path: Path) -> Iterator[IO[bytes]]:
         magic = raw.read(2)
         raw.seek(0)
         if magic == _GZIP:
-            with gzip.GzipFile(fileobj=raw, mode="rb") as unpacked:
+            with igzip.IGzipFile(fileobj=raw, mode="rb") as unpacked:  # type: ignore[no-untyped-call]
                 yield io.BufferedReader(unpacked, 1 << 20)
         else:
             yield raw
@@ -87,7 +90,7 @@ def open_idx(path: Path) -> Iterator[IO[bytes]]:
 def _own_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+    except (EOFError, _Inflate, gzip.BadGzipFile) as error:
         raise StoreDamagedError(f"{path} is a damaged gzip file: {error}") from None
 
 
@@ -147,7 +150,7 @@ def read_labels(path: Path) -> bytes:
     return head + labels
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
     """What an images file and its labels file have in common: "train" of `train-images-idx3-ubyte.gz`."""
     return re.sub(r"[-_.]?(images|labels)$", "", _LABELS.sub("", _IMAGES.sub("", name)))
 
@@ -268,10 +271,10 @@ class IdxSource:
         survey = Survey()
         for name, header in zip(self.images, self.headers, strict=True):
             survey.add((1, header.sizes[1], header.sizes[2]), name, header.sizes[0])
-        counts = {_stem(name): (name, header.sizes[0]) for name, header in zip(self.images, self.headers, strict=True)}
+        counts = {stem(name): (name, header.sizes[0]) for name, header in zip(self.images, self.headers, strict=True)}
         for name in self.extras:
-            found = len(self.read_labels(name)) - _LABELS_HEADER
-            images, count = counts.get(_stem(name), ("", found))
+            found = len(self.read_labels(name)) - LABELS_HEADER
+            images, count = counts.get(stem(name), ("", found))
             if found != count:
                 raise StoreDamagedError(f"{self.root / name} holds {found} labels, and {images} {count} images")
         return survey
@@ -289,6 +292,26 @@ class IdxSource:
     def part(self, samples: range) -> IdxSource:
         """Itself, which holds no values."""
         return self
+
+    def pick(self, samples: Sequence[int]) -> Reader:
+        refuse_remote(self.root)
+        for name in self.images:
+            with open(self.root / name, "rb") as file:
+                if file.read(2) == b"\x1f\x8b":
+                    raise StoreError(f"{self.root / name} is compressed and can be read from its start only; gunzip it")
+        return ScatteredSamples(self)
+
+    def find(self, index: int) -> tuple[int, int]:
+        return self._runs.find(index)
+
+    def check(self, shard: int) -> None:
+        """Refuse a file that changed."""
+        self._check_unchanged(self.images[shard])
+
+    def gather(self, shard: int, places: NDArray[np.int64]) -> Array:
+        """The images (n, 1, H, W) at these places of a plain file."""
+        name, header = self.images[shard], self.headers[shard]
+        return gather_items(self.root / name, header.data_start, header.sizes[1:], places)[:, None]
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)

@@ -16,12 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreDamagedError, StoreError
-from .axes import image_shape, layout_of
-from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
+from .axes import channels_first, image_shape, layout_of
+from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .decode import SUFFIXES
 from .npy import encode_header, encode_labels
 from .reading import head_of, opened, size_of
 from .runs import Runs, labels_beside
+from .scattered import ScatteredSamples, gather_items, refuse_remote
 from .sliced import ArrayFile
 from .walk import Found, exists, files_in, glanced, is_file, is_folder, stamp_of
 
@@ -96,7 +97,6 @@ def read_slices(path: Path, header: ArrayHeader, samples: range) -> Iterator[tup
         StoreDamagedError: the file ends early.
     """
     step = max(1, SLICE_BYTES // header.item_bytes)
-    layout = layout_of(header.shape, path)
     with opened(path) as file:
         file.seek(header.data_start + samples.start * header.item_bytes)
         for start in range(samples.start, samples.stop, step):
@@ -105,10 +105,7 @@ def read_slices(path: Path, header: ArrayHeader, samples: range) -> Iterator[tup
             if len(data) != count * header.item_bytes:
                 raise StoreDamagedError(f"{path} was cut while it was read")
             values = np.frombuffer(data, header.dtype).reshape(count, *header.shape[1:])
-            if layout == "NHWC":
-                yield start, np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-            else:
-                yield start, values[:, None] if layout == "NHW" else values
+            yield start, channels_first(values, header.shape, path)
 
 
 def labels_name(images: str) -> str:
@@ -214,6 +211,22 @@ class NpySource:
     def part(self, samples: range) -> NpySource:
         """Itself, which holds no values."""
         return self
+
+    def pick(self, samples: Sequence[int]) -> Reader:
+        refuse_remote(self.root)
+        return ScatteredSamples(self)
+
+    def find(self, index: int) -> tuple[int, int]:
+        return self._runs.find(index)
+
+    def check(self, shard: int) -> None:
+        """Refuse a file that changed."""
+        self._check_unchanged(self.images[shard])
+
+    def gather(self, shard: int, places: NDArray[np.int64]) -> Array:
+        """The images (n, C, H, W) at these places of a file."""
+        path, header = self.root / self.images[shard], self.headers[shard]
+        return channels_first(gather_items(path, header.data_start, header.shape[1:], places), header.shape, path)
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)

@@ -32,7 +32,7 @@ class FileOps:
         """Open a file for writing at any place in it; links are not followed."""
         return os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
 
-    def write(self, descriptor: int, data: bytes | memoryview) -> None:
+    def write(self, descriptor: int, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast("B")
         while view:
             view = view[os.write(descriptor, view) :]
@@ -91,7 +91,7 @@ def naming_a_full_disk(folder: Path) -> Iterator[None]:
         raise
 
 
-def write_temporary(path: Path, data: bytes, ops: FileOps = OS, mode: int = 0o666) -> None:
+def write_temporary(path: Path, data: bytes | bytearray, ops: FileOps = OS, mode: int = 0o666) -> None:
     """Write and sync a temporary of a fresh name; on any error it is gone again."""
     try:
         descriptor = ops.create(path, mode)  # a signal may arrive as it returns

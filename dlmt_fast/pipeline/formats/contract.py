@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ...errors import StoreDamagedError
-from ...stores.contract import Array, Published, Shape, ShardSpec, ShardWriter
+from ...stores.contract import Array, Kept, Published, Shape, ShardSpec, ShardWriter, Value
 from ...stores.manifest import Manifest
 from ...stores.publish import OS, FileOps, file_digest, make_directories, publish_bytes
 from ...stores.sliced import ArrayFile, SlicedWriter
@@ -34,6 +34,7 @@ class Contents:
         classes: the names of these numbers, where they have names that may be seen.
         names: the names of the samples may be seen.
         shape: (C, H, W) of every image; None where sizes differ.
+        kept: fields that pass unchanged.
         first, several: how many samples the first shard of the array has that this shard is part of, and whether it
             has more shards.
     """
@@ -46,17 +47,19 @@ class Contents:
     shape: Shape | None = None
     first: int = 0
     several: bool = False
+    kept: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True)
 class StoredBatch:
     """Stored images (N, C, H, W) of one shape, the place of the first in the shard, their names ("" where a kind keeps
-    none), and their class numbers where they lie with the images."""
+    none), their class numbers and kept values where they lie with the images."""
 
     position: int
     names: list[str]
     images: Array
     labels: Sequence[int] | None = None
+    kept: Sequence[Mapping[str, Value]] | None = None
 
 
 class StoredShard(Protocol):
