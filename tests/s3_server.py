@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 ACCESS, SECRET = "an-access-id", "a-secret-of-the-tests"
 _used: dict[str, str | None] = {}  # the settings that this process is connected with
+_kept: list[Any] = []  # connections of earlier settings, which would warn when they are collected unclosed
 
 
 class Server(NamedTuple):
@@ -58,6 +59,7 @@ class Server(NamedTuple):
             if value is None:
                 monkeypatch.delenv(name)
         if _used != settings:
+            _kept.extend(s3fs.S3FileSystem._cache.values())
             s3fs.S3FileSystem.clear_instance_cache()  # what is connected with other settings
             remote._connected.clear()
             _used.clear()
@@ -228,8 +230,13 @@ def between(server: Server) -> Iterator[tuple[Server, Between]]:
         def log_message(self, *words: object) -> None:
             """Nothing is logged."""
 
-    listening = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    listening.daemon_threads = True
+    class Listening(http.server.ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, *words: object) -> None:
+            """A client that went away is no error."""
+
+    listening = Listening(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=listening.serve_forever, daemon=True)
     thread.start()
     try:

@@ -40,6 +40,8 @@ def completions(cwd: Path, line: str) -> list[str]:
     ("line", "expected"),
     [
         ("dlmt enc", ["encrypt"]),
+        ("dlmt ins", ["inspect"]),
+        ("dlmt encrypt a b --duplicates ", ["report", "drop"]),
         ("dlmt encrypt a b --normalize m", ["minmax", "minmax_channel"]),
         ("dlmt encrypt a b --from ", list(READ)),
         ("dlmt keygen --mode mat", ["mat", "mat_mmt"]),

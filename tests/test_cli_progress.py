@@ -44,6 +44,8 @@ def stderr(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 def test_speeds_are_those_of_the_last_half_minute(clock: Clock) -> None:
     meter = progress.Meter("encrypt", 2)
     assert meter.numbers() == "looking at what is there"
+    meter.update(Standing(7, 5000, 0, 0, "compared"))
+    assert meter.numbers().startswith("7 of 5000 images compared, ")
     meter.update(Standing(0, 5000, 0, 0))
     meter.update(Standing(1000, 5000, 0, 0))  # done by an earlier run: no speed
     for second in range(1, 41):

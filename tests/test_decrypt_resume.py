@@ -272,7 +272,7 @@ def test_a_store_that_changes_meanwhile_is_noticed(folder: Place) -> None:
 
 
 def command(place: Place, *words: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-c", MAIN, "decrypt", "store", "back", "--key", "k", *words]
+    line = [sys.executable, "-c", MAIN, "decrypt", "store", "back", "--key", "k", "--progress", "none", *words]
     return subprocess.Popen(
         line, cwd=place.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )

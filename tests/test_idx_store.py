@@ -22,14 +22,15 @@ from dlmt_fast.stores.gzipped import pack
 from dlmt_fast.stores.idx import (
     SLICE_BYTES,
     IdxSource,
-    IdxWriter,
     checked_header,
     encode_labels,
+    idx_file,
     looks_like_idx,
     read_labels,
     read_slices,
 )
 from dlmt_fast.stores.publish import FileOps, file_digest
+from dlmt_fast.stores.sliced import SlicedWriter
 
 ID = "0" * 32
 CODES = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
@@ -278,7 +279,7 @@ def test_other_labels_are_damage(data: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x-idx3-ubyte", "x-idx3-ubyte.gz"])
 def test_written_files_read_back(name: str, dtype: str, tmp_path: Path) -> None:
     values = (np.random.default_rng(1).integers(0, 200, (5, 1, 3, 4))).astype(dtype) * (1 if dtype == "uint8" else 3)
-    writer = IdxWriter(tmp_path, ID, 0, name, dtype, (5, 3, 4))
+    writer = SlicedWriter(tmp_path, ID, 0, name, idx_file(name, dtype, (5, 3, 4)))
     writer.write(range(2, 5), [], values[2:])  # any order of slices
     assert [path.name[:5] for path in tmp_path.iterdir()] == [".tmp-"]
     writer.write(range(2), [], values[:2])
@@ -313,12 +314,12 @@ def test_gzip(size: int, level: int) -> None:
 @pytest.mark.parametrize("dtype", ["uint16", "float16", "int64"])
 def test_what_idx_cannot_hold(dtype: str, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="IDX files hold uint8, int32 or float32"):
-        IdxWriter(tmp_path, ID, 0, "x", dtype, (1, 1, 1))
+        idx_file("x", dtype, (1, 1, 1))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_images_are_never_published(tmp_path: Path) -> None:
-    writer = IdxWriter(tmp_path, ID, 0, "x", "uint8", (5, 3, 4))
+    writer = SlicedWriter(tmp_path, ID, 0, "x", idx_file("x", "uint8", (5, 3, 4)))
     writer.write(range(4), [], np.zeros((4, 1, 3, 4), np.uint8))
     with pytest.raises(StoreError, match="4 of 5 images"):
         writer.publish()
@@ -367,7 +368,7 @@ def open_descriptors() -> int:
 
 
 def write_all(root: Path, name: str, ops: FileOps) -> None:
-    writer = IdxWriter(root, ID, 0, name, "uint8", (2, 3, 4), ops)
+    writer = SlicedWriter(root, ID, 0, name, idx_file(name, "uint8", (2, 3, 4)), ops)
     try:
         writer.write(range(2), [], np.zeros((2, 1, 3, 4), np.uint8))
         writer.publish()

@@ -20,12 +20,13 @@ from dlmt_fast.stores.contract import Batch
 from dlmt_fast.stores.npy import encode_header
 from dlmt_fast.stores.npy_arrays import (
     NpySource,
-    NpyWriter,
     labels_name,
     looks_like_npy,
+    npy_file,
     read_array_header,
 )
 from dlmt_fast.stores.publish import FileOps, file_digest
+from dlmt_fast.stores.sliced import SlicedWriter
 
 SCHEME = dlmt.DLMT("mat_mmt", max_v_add=256, max_v_mul=10)
 SHAPES = {"gray": (7, 5, 4), "hwc": (7, 5, 4, 3), "chw": (7, 3, 5, 4), "hw1": (7, 5, 4, 1), "one": (7, 1, 5, 4)}
@@ -329,7 +330,7 @@ def test_no_source(tmp_path: Path) -> None:
 def test_written_files_are_numpys_own(name: str, dtype: str, tmp_path: Path) -> None:
     values = pixels(*SHAPES[name]).astype(dtype)
     images = nchw(values, name)
-    writer = NpyWriter(tmp_path, "0" * 32, 0, "x.npy", dtype, values.shape)
+    writer = SlicedWriter(tmp_path, "0" * 32, 0, "x.npy", npy_file("x.npy", dtype, values.shape))
     writer.write(range(3, 7), [], images[3:])  # any order of slices
     assert [path.name[:5] for path in tmp_path.iterdir()] == [".tmp-"]
     writer.write(range(3), [], images[:3])
@@ -347,7 +348,7 @@ def test_a_failed_rename_leaves_nothing(tmp_path: Path) -> None:
         def rename(self, old: Path, new: Path) -> None:
             raise OSError("no")
 
-    writer = NpyWriter(tmp_path, "0" * 32, 0, "x.npy", "uint8", (2, 3, 4), NoRename())
+    writer = SlicedWriter(tmp_path, "0" * 32, 0, "x.npy", npy_file("x.npy", "uint8", (2, 3, 4)), NoRename())
     writer.write(range(2), [], pixels(2, 1, 3, 4))
     with pytest.raises(OSError, match="no"):
         writer.publish()

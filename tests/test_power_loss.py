@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
+import struct
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -85,6 +87,15 @@ class Disk(FileOps):
     def fsync(self, descriptor: int) -> None:
         self._step()
         self._open[descriptor].data = os.pread(descriptor, 1 << 24, 0)
+
+    def datasync(self, descriptor: int) -> None:
+        self.fsync(descriptor)
+
+    def reopen(self, path: Path) -> int:
+        self._step()
+        descriptor = super().reopen(path)
+        self._open[descriptor] = self._node(path)
+        return descriptor
 
     def close(self, descriptor: int) -> None:
         os.close(descriptor)
@@ -204,6 +215,89 @@ def test_a_cut_at_every_step_of_columns(
         place.encrypt(Disk(place.disk), resume=True)
         assert place.found() == whole, f"after a cut at step {last} of {steps}"
         place.verify()
+
+
+@pytest.mark.parametrize("lost", LOSSES)
+@pytest.mark.parametrize("kind", ["npy", "idx.gz"])
+def test_a_cut_at_every_step_of_segments(kind: str, lost: str, tmp_path: Path, key: dlmt.Key) -> None:
+    """One file in three segments: what counts is not lost, and nothing is left beside it."""
+    disk, pixels = tmp_path / "disk", np.random.default_rng(0).integers(0, 256, (6, 2, 3), np.uint8)
+    source = tmp_path / ("a.npy" if kind == "npy" else "a-idx3-ubyte.gz")
+    if kind == "npy":
+        np.save(source, pixels)
+    else:
+        source.write_bytes(gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, *pixels.shape) + pixels.tobytes()))
+
+    def start() -> None:
+        shutil.rmtree(disk, ignore_errors=True)
+        disk.mkdir()
+
+    def encrypt(ops: FileOps, resume: bool) -> None:
+        options = JobOptions(normalize="minmax", segment_bytes=12, resume=resume)
+        encrypt_store(source, disk / "new" / source.name, key, SCHEME, owner, options, ops=ops)
+
+    def owner(store_id: str) -> Path:
+        return disk / "own"
+
+    def found() -> dict[str, bytes]:
+        sealed = ("dlmt-store.json", ".bin")
+        paths = [path for path in disk.rglob("*") if path.is_file() and path.parent.name != "locks"]
+        return {str(path): b"" if path.name.endswith(sealed) else path.read_bytes() for path in paths}
+
+    start()
+    ops = Disk(disk)
+    encrypt(ops, False)
+    steps, whole = ops.steps, found()
+    assert not [name for name in whole if ".part-" in name or "segment-" in name]
+    entered = 0
+    for last in range(steps):
+        start()
+        ops = Disk(disk, last)
+        with pytest.raises(PowerLoss):
+            encrypt(ops, False)
+        ops.restart(lost)
+        entered += len(list(disk.glob("own/segment-*")))
+        encrypt(Disk(disk), True)
+        assert found() == whole, f"after a cut at step {last} of {steps}"
+        verify_store(disk / "new" / source.name, key, owner)
+    assert entered > steps
+
+
+@pytest.mark.parametrize("lost", LOSSES)
+def test_a_cut_at_every_step_of_a_decrypt_in_segments(lost: str, tmp_path: Path, key: dlmt.Key) -> None:
+    disk, pixels = tmp_path / "disk", np.random.default_rng(0).integers(0, 256, (6, 2, 3), np.uint8)
+    np.save(tmp_path / "a.npy", pixels)
+    encrypt_store(tmp_path / "a.npy", tmp_path / "b.npy", key, SCHEME, lambda _: tmp_path / "own")
+
+    def start() -> None:
+        shutil.rmtree(disk, ignore_errors=True)
+        disk.mkdir()
+
+    def decrypt(ops: FileOps, resume: bool) -> None:
+        back, owner = disk / "new" / "c.npy", lambda _: tmp_path / "own"
+        decrypt_store(tmp_path / "b.npy", back, key, owner, resume=resume, segment_bytes=12, ops=ops)
+
+    def left() -> list[str]:
+        return [path.name for path in disk.rglob("*") if path.parent.name != "locks"]
+
+    start()
+    ops = Disk(disk)
+    decrypt(ops, False)
+    steps, whole = ops.steps, (disk / "new" / "c.npy").read_bytes()
+    assert sorted(left()) == ["c.npy", "new"]
+    entered = 0
+    for last in range(steps):
+        start()
+        ops = Disk(disk, last)
+        with pytest.raises(PowerLoss):
+            decrypt(ops, False)
+        ops.restart(lost)
+        entered += len(list(disk.glob("new/.*/segment-*")))
+        if sorted(left()) != ["c.npy", "new"]:
+            decrypt(Disk(disk), True)
+        assert sorted(left()) == ["c.npy", "new"], f"after a cut at step {last} of {steps}"
+        assert (disk / "new" / "c.npy").read_bytes() == whole
+    assert entered > steps / 2
 
 
 @pytest.mark.parametrize("lost", LOSSES)

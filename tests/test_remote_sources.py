@@ -15,6 +15,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from dlmt_fast.errors import ImageError, RemoteError, StoreDamagedError, StoreEr
 from dlmt_fast.pipeline import JobOptions, Summary, encrypt_store, preview_encrypt, worker
 from dlmt_fast.pipeline.open import open_source
 from dlmt_fast.pipeline.target import Target
+from dlmt_fast.stores import remote
 from dlmt_fast.stores.folder import FolderSource
 from dlmt_fast.stores.location import located
 from dlmt_fast.stores.png import encode_png
@@ -198,9 +200,9 @@ def test_a_url_gives_the_bytes_that_a_disk_gives(name: str, place: Place, on_s3:
     on_s3.upload(place.root / "source", place.bucket, "data")
     options = {"names": "keep"} if keeps else {}
     local = place.encrypt(place.root / "source" / where, "local", **options)
-    remote = place.encrypt(f"s3://{place.bucket}/data/{where}", "remote", **options)
-    assert remote.inputs == local.inputs == remote.outputs > 0
-    assert remote.notes == local.notes
+    summary = place.encrypt(f"s3://{place.bucket}/data/{where}", "remote", **options)
+    assert summary.inputs == local.inputs == summary.outputs > 0
+    assert summary.notes == local.notes
     ours, theirs = place.files("remote"), place.files("local")
     if name == "zarr":  # whose arrays have hidden names, here and in the metadata
         ours, theirs = ({n.partition("/")[2]: d for n, d in f.items() if "zarr" not in n} for f in (ours, theirs))
@@ -219,9 +221,9 @@ def test_other_kinds_come_of_a_url_too(name: str, to: str, place: Place, on_s3: 
     options = {} if name == "npy files" else {"names": "keep"}
     assert place.encrypt(url, "remote", to, **options).outputs > 0
     assert place.encrypt(place.root / "source" / where, "local", to, **options).outputs > 0
-    remote, local = place.files("remote"), place.files("local")
-    assert sorted(remote.values()) == sorted(local.values())
-    assert options == {} or remote.keys() == local.keys()
+    ours, theirs = place.files("remote"), place.files("local")
+    assert sorted(ours.values()) == sorted(theirs.values())
+    assert options == {} or ours.keys() == theirs.keys()
 
 
 def test_memory_is_a_place(place: Place) -> None:
@@ -346,6 +348,46 @@ def test_marks_of_folders_are_no_files_and_other_names_are_refused(place: Place,
         with pytest.raises(StoreError, match="no path of a file"):
             FolderSource(located(url))
         client.delete_object(Bucket=place.bucket, Key=key)
+
+
+class Listing:
+    """A file system that says what it is told to."""
+
+    def __init__(self, *found: dict[str, Any]) -> None:
+        self.found = found
+
+    def ls(self, path: str, detail: bool) -> tuple[dict[str, Any], ...]:
+        return self.found
+
+    def invalidate_cache(self) -> None:
+        """Nothing is kept."""
+
+
+def test_listings_of_other_stores_are_understood_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = located("memory://bucket/photos")
+    files = [
+        {"name": "bucket/photos", "type": "directory", "size": 0},
+        {"name": "bucket/photos/cats/", "type": "directory", "size": 0},
+        {"name": "/bucket/photos/1.png", "type": "file", "size": 3, "etag": "CKih16GjycICEAE="},
+        {"name": "bucket/photos/2.png", "type": "file", "size": 4, "mtime": datetime(2024, 1, 1, tzinfo=timezone.utc)},
+    ]
+    monkeypatch.setattr(remote, "file_system", lambda path: Listing(*files))
+    assert list(remote.children(place)) == [
+        remote.Listed("cats", True),
+        remote.Listed("1.png", False, 3, "CKih16GjycICEAE="),
+        remote.Listed("2.png", False, 4, "1704067200.0"),
+    ]
+    for odd, words in [
+        ("bucket/other/3.png", "not in it"),
+        ("bucket/photos/deep/3.png", "not in it"),
+        ("", "not in it"),
+    ]:
+        files[3:] = [{"name": odd, "type": "file", "size": 1, "etag": "x"}]
+        with pytest.raises(StoreError, match=words):
+            list(remote.children(place))
+    files[3:] = [{"name": "bucket/photos/3.png", "type": "file", "size": 1}]
+    with pytest.raises(StoreError, match="neither a tag nor a time"):
+        list(remote.children(place))
 
 
 def test_a_survey_reads_headers_alone(place: Place, before_s3: Any) -> None:

@@ -574,6 +574,11 @@ def test_unfinished_uploads_of_the_job_alone_are_aborted(strict: Remote) -> None
         strict.client.create_multipart_upload(**strict.key_of(key))
     strict.encrypt(to="webdataset", resume=True)
     assert sorted(strict.uploads()) == ["a/store/other", "b/other"]
+    for name in strict.objects():
+        strict.remove(f"a/store/{name}")
+    strict.client.create_multipart_upload(**strict.key_of("a/store/shard-000001.tar"))
+    strict.encrypt(to="webdataset")
+    assert sorted(strict.uploads()) == ["a/store/other", "b/other"]
 
 
 def test_an_upload_in_parts_that_fails_is_aborted(

@@ -29,7 +29,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def shuffled(count: int) -> list[FileStamp]:
     """Stamps whose order differs as text, as bytes, and by folders first."""
     names = ["a/b", "a.b", "a b", "a\nb", 'a"b', "a\\b", "ä", "\U0001f600", "\uffee", "A", "a/\x01"]
-    stamps = [FileStamp(f"{names[i % 11]}{i}", i, -i if i % 3 else i << 40) for i in range(count)]
+    states = [f'"{i} = a tag"' if i % 5 == 4 else -i if i % 3 else i << 40 for i in range(count)]
+    stamps = [FileStamp(f"{names[i % 11]}{i}", i, states[i]) for i in range(count)]
     return [stamps[i] for i in np.random.default_rng(count).permutation(count)]
 
 

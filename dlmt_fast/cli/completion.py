@@ -21,6 +21,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "channels": ("1", "3"),
     "names": ("hash", "keep"),
     "classes": ("keep", "index"),
+    "duplicates": ("report", "drop"),
     "on_error": ("fail", "quarantine"),
     "progress_mode": ("auto", "plain", "none"),
     "dataset": ("mnist", "fashion-mnist", "cifar10", "folder"),

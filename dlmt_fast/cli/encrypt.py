@@ -43,6 +43,14 @@ def encrypt(
     names: Annotated[str, typer.Option(help="hash hides file names, keep keeps them.")] = "hash",
     classes: Annotated[str, typer.Option(help="keep or index: names of the first folder level.")] = "keep",
     ignore: Annotated[list[str] | None, typer.Option(help="Leave out files that match this glob; repeatable.")] = None,
+    duplicates: Annotated[
+        str | None, typer.Option(help="Look for equal images: report them, or drop all but the first.")
+    ] = None,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="In a secret order, which decrypting takes back.")] = False,
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="FIELD", help="Pass this field of tars or Parquet, unprotected; repeatable."),
+    ] = None,
     on_error: Annotated[str, typer.Option(help="At a bad image: fail, or quarantine and go on.")] = "fail",
     workers: Workers = None,
     shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
@@ -53,13 +61,13 @@ def encrypt(
     ] = "1/1",
     engine: Annotated[str, typer.Option(help="local: processes here; ray: tasks of a Ray cluster.")] = "local",
     address: Annotated[
-        str | None, typer.Option(help="Of the Ray cluster [default: RAY_ADDRESS, or one on this machine].")
+        str | None, typer.Option(help="Of the Ray cluster (default: RAY_ADDRESS, or one on this machine).")
     ] = None,
     transform_device: Annotated[
         str, typer.Option("--device", help="Where images are transformed: cpu, cuda or cuda:N; the store is the same.")
     ] = "cpu",
     from_kind: Annotated[str | None, typer.Option("--from", help="The kind of SRC, where that does not tell.")] = None,
-    to_kind: Annotated[str | None, typer.Option("--to", help="The kind of DST [default: that of SRC].")] = None,
+    to_kind: Annotated[str | None, typer.Option("--to", help="The kind of DST (default: that of SRC).")] = None,
     owner: Owner = None,
     progress_mode: ProgressMode = "auto",
     overwrite: Overwrite = False,
@@ -83,6 +91,9 @@ def encrypt(
         per_size=per_size,
         channels=channels,
         ignore=tuple(ignore or ()),
+        duplicates=duplicates,
+        shuffle=shuffle,
+        keep=tuple(keep or ()),
         on_error=on_error,
         names=names,
         classes=classes,

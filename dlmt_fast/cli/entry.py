@@ -17,6 +17,7 @@ import typer
 from ..errors import DlmtError, ParameterError, UsageError
 from .completion import completed
 from .encrypt import encrypt
+from .inspection import inspect
 from .keys import keygen
 from .shared import Stopped, console, stopped_by_signals
 from .stores import decrypt, verify
@@ -31,7 +32,7 @@ app = typer.Typer(
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (keygen, encrypt, decrypt, verify, train, info, bench, demo):
+for command in (keygen, encrypt, decrypt, verify, inspect, train, info, bench, demo):
     app.command()(completed(command))
 
 

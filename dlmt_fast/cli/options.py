@@ -17,7 +17,7 @@ MaybeKeyFile = Annotated[Path | None, typer.Option("--key", help="The key file."
 PassphraseFile = Annotated[
     Path | None, typer.Option("--passphrase-file", help="A file that holds the passphrase of a sealed key.")
 ]
-Owner = Annotated[Path | None, typer.Option("--owner", help="The owner's folder [default: KEYFILE.stores/STORE_ID].")]
+Owner = Annotated[Path | None, typer.Option("--owner", help="The owner's folder (default: KEYFILE.stores/STORE_ID).")]
 
 # Places of stores are text, as a Path would make one slash of a URL's two; shells complete both kinds as paths.
 Source = Annotated[
@@ -30,7 +30,7 @@ Destination = Annotated[str, typer.Argument(metavar="DST", help="Where to, a pat
 ProgressMode = Annotated[
     str, typer.Option("--progress", help="auto: a line on a terminal; plain: text every 10 s; or none.")
 ]
-Workers = Annotated[int | None, typer.Option(help="Shards worked on at once [default: the CPUs].")]
+Workers = Annotated[int | None, typer.Option(help="Shards worked on at once (default: the CPUs).")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with this job where it stopped.")]
 Check = Annotated[bool, typer.Option("--check", help="With --resume: compare digests too.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]

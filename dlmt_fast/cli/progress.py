@@ -68,7 +68,8 @@ class Meter:
         if self._standing is None:
             return "looking at what is there"
         standing, (samples, size) = self._standing, self.rates()
-        parts = [f"{standing.done} of {standing.total} images", f"{samples:.0f} images/s", f"{size / 1e6:.1f} MB/s"]
+        done = f"{standing.done} of {standing.total} images" + (f" {standing.doing}" if standing.doing else "")
+        parts = [done, f"{samples:.0f} images/s", f"{size / 1e6:.1f} MB/s"]
         if samples:
             parts.append(f"{timedelta(seconds=round((standing.total - standing.done) / samples))} left")
         if self._workers:

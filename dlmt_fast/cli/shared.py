@@ -19,6 +19,7 @@ from .. import keyfile
 from ..errors import KeyFileError, KeyPassphraseError, UsageError
 from ..keys import Key
 from ..schemes import DLMT
+from ..stores.contract import EQUAL
 
 
 def console() -> Console:
@@ -32,15 +33,18 @@ def answer(facts: dict[str, Any], as_json: bool, text: str) -> None:
 
 
 def finish(summary: Any, as_json: bool) -> None:
-    """The end of a command over stores: its counts, and exit code 3 where samples were quarantined."""
+    """The end of a command over stores: its counts, and exit code 3 where samples could not be taken."""
     rate = summary.outputs / summary.seconds if summary.seconds else 0.0
     counts = f"{summary.inputs} inputs = {summary.outputs} outputs + {len(summary.quarantined)} quarantined"
+    if summary.dropped:
+        counts += f" ({summary.dropped} of them equal to others)"
     speed = f"{summary.output_bytes / 1e6:.1f} MB in {summary.seconds:.2f} s ({rate:.0f} images/s)"
     lines = [f"{summary.command}: {counts}, {speed}"]
-    lines += [f"  quarantined {item['path']}: {item['reason']}" for item in summary.quarantined]
+    bad = [item for item in summary.quarantined if not item["reason"].startswith(EQUAL)] if summary.quarantined else []
+    lines += [f"  quarantined {item['path']}: {item['reason']}" for item in bad]
     lines += [f"  {note}" for note in summary.notes]
     answer(summary.as_dict(), as_json, "\n".join(lines))
-    if summary.quarantined:
+    if bad:
         raise typer.Exit(3)
 
 

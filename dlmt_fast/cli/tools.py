@@ -44,7 +44,7 @@ def bench(
 
 
 def demo(
-    images: Annotated[Path | None, typer.Option(help="A folder of photographs [default: scikit-image's].")] = None,
+    images: Annotated[Path | None, typer.Option(help="A folder of photographs (default: scikit-image's).")] = None,
     output: Annotated[Path, typer.Option(help="Where the demo's files go.")] = Path("demo-output"),
     as_json: Json = False,
 ) -> None:

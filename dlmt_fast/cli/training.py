@@ -33,7 +33,7 @@ def train(
     lr: Annotated[float, typer.Option(help="Where each cosine cycle of the learning rate (SGDR) begins.")] = 0.2,
     momentum: Annotated[float, typer.Option(help="Of SGD.")] = 0.9,
     weight_decay: Annotated[float, typer.Option(help="Of SGD.")] = 5e-4,
-    cycle: Annotated[int | None, typer.Option(help="Epochs of SGDR's first cycle [default: all].")] = None,
+    cycle: Annotated[int | None, typer.Option(help="Epochs of SGDR's first cycle (default: all).")] = None,
     cycle_factor: Annotated[int, typer.Option(help="Each cycle lasts so many times the one before.")] = 1,
     seed: Annotated[int, typer.Option(help="Of weights, order, augmentation, subset and check.")] = 0,
     subset: Annotated[int | None, typer.Option(help="Train on so many images, test on at most so many.")] = None,

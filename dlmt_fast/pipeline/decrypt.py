@@ -12,12 +12,13 @@ from ..keys import Key
 from ..stores.contract import Published
 from ..stores.location import located
 from ..stores.publish import OS, FileOps
+from ..stores.segments import SEGMENT_BYTES, remove_parts
 from .formats import Place
 from .formats.contract import publish_extra
 from .locks import JobLocks
 from .plain_planned import PlannedDecrypt
 from .plain_shard import PlainDuty, PlainTask, PlainWork
-from .processes import run_here, run_in_processes
+from .processes import InTurn, run_here, run_in_processes
 from .slices import WHOLE
 from .summary import Advance, Progress, Summary, counter, no_progress
 
@@ -31,6 +32,7 @@ def decrypt_store(
     workers: int = 1,
     resume: bool = False,
     check: bool = False,
+    segment_bytes: int = SEGMENT_BYTES,
     ops: FileOps = OS,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Summary:
@@ -50,6 +52,7 @@ def decrypt_store(
             are done in this process.
         resume: go on with this same decrypt where it was stopped or killed; with nothing there, start.
         check: with `resume`, compare the digests of what is there, not only the sizes.
+        segment_bytes: of an array that goes to one .npy or IDX file, what is done again after a kill; see `JobOptions`.
         ops: the disk.
         tell: called with what is left and how to go on, when the job stops before its end.
 
@@ -69,7 +72,7 @@ def decrypt_store(
     manifest = job.store.manifest
     summary = Summary("decrypt", str(source_path), str(target_path), manifest.store_id, manifest.kind, "uint8")
     with job.begin() as locks:
-        run = _Run(job, workers, locks)
+        run = _Run(job, workers, segment_bytes, locks)
         try:
             run.start(check, summary)
             run.work(progress)
@@ -86,8 +89,8 @@ def decrypt_store(
 class _Run:
     """A decrypt that holds its lock: worked on, then finished or stopped."""
 
-    def __init__(self, job: PlannedDecrypt, workers: int, locks: JobLocks) -> None:
-        self._job, self._workers, self._locks = job, workers, locks
+    def __init__(self, job: PlannedDecrypt, workers: int, segment_bytes: int, locks: JobLocks) -> None:
+        self._job, self._workers, self._segment_bytes, self._locks = job, workers, segment_bytes, locks
         self._count = len(job.store.manifest.shards)
         self._done = bytearray(self._count)  # a byte a shard
         self._sizes = 0
@@ -127,6 +130,7 @@ class _Run:
         if not job.target.ended:
             for name, data in job.extras(self._published):
                 self._publish_extra(name, data)
+            remove_parts(job.target.root, job.id, job.ops)  # of a shard whose entry was the last that was written
             job.target.end(job.id)
         job.journal.remove()
         job.target.finish(None, job.id)
@@ -146,11 +150,14 @@ class _Run:
                 job.target.discard(job.names.files(task))
             else:
                 self._note(index, entry.published)
-        if not (any(self._done) or job.target.resumed):
+        parts = ", and of the next some segments" if job.journal.has_segments() else ""
+        if not parts:
+            remove_parts(job.target.root, job.id, job.ops)
+        if not (any(self._done) or parts or job.target.resumed):
             job.journal.remove()
-        if job.target.stop(job.id, any(self._done), WHOLE):
+        if job.target.stop(job.id, any(self._done) or bool(parts), WHOLE):
             tell(
-                f"{sum(self._done)} of {self._count} shards are done and stay, nothing half-written does; "
+                f"{sum(self._done)} of {self._count} shards are done and stay{parts}, nothing half-written does; "
                 "the same command with --resume goes on"
             )
 
@@ -159,9 +166,9 @@ class _Run:
         # Reading and writing whole arrays takes less time than starting processes.
         processes = min(self._workers, left) if job.store.form.named else 1
         if processes > 1:
-            duty = PlainDuty(job.context(threads=1))
-            return run_in_processes(duty, self._tasks(), processes, advance, self._locks.descriptor)
-        return run_here(PlainWork(job.context(threads=None), job.store).make, self._tasks(), advance)
+            duty = PlainDuty(job.context(1, self._segment_bytes))
+            return run_in_processes(duty, InTurn(self._tasks()), processes, advance, self._locks.descriptor)
+        return run_here(PlainWork(job.context(None, self._segment_bytes), job.store).make, self._tasks(), advance)
 
     def _tasks(self) -> Iterator[PlainTask]:
         """The work, entered in `_begun` when it is asked for."""

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 from ..errors import StoreError, UsageError
@@ -15,12 +16,14 @@ from ..stores.contract import Published, ShardSpec
 from ..stores.location import is_remote, located
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, remove_leftovers
-from .engines import run_tasks
+from ..stores.segments import remove_parts
+from .duplicates import dropped_of, find_duplicates
+from .engines import run_tasks, take_back
 from .finished import finished, just_finished
 from .job import header
 from .locks import JobLocks
 from .options import JobOptions
-from .planned import PlannedJob, plan_job
+from .planned import PlannedJob, kept_of, plan_job
 from .ray_engine import check_ray
 from .remote_storage import check_access, shard_files
 from .slices import Slice
@@ -95,7 +98,7 @@ def encrypt_store(
     job.owner.prepare(job.target.path)
     with JobLocks(job.owner.root, options.slice) as locks:
         run = _Run(job, ops, locks)
-        run.start(summary)
+        run.start(summary, progress)
         try:
             run.work(progress)
             run.finish(summary)
@@ -121,7 +124,7 @@ class _Run:
         self._results: dict[int, ShardResult] = {}
         self._begun: dict[int, Task] = {}
 
-    def start(self, summary: Summary) -> None:
+    def start(self, summary: Summary, progress: Progress) -> None:
         """Begin the target, or take up what a stopped attempt or another slice left there."""
         job, target, owner = self._job, self._job.target, self._job.owner
         with self._locks.gate():
@@ -130,6 +133,8 @@ class _Run:
             if not self._slice.whole:
                 job.admit()
             owner.write_record(job.record)
+            if job.options.duplicates is not None:
+                self._look_for_duplicates(summary, progress)
             if not target.resumed:
                 self._begin()
                 return
@@ -142,6 +147,9 @@ class _Run:
     def work(self, progress: Progress) -> None:
         """Do the shards that do not count yet."""
         job = self._job
+        if is_remote(job.target.root) and not job.target.resumed:
+            # A local folder that was empty holds no temporaries; uploads are seen in no listing of files.
+            job.target.sweep(job.store_id, self._slice, self._files)
         keep_sources(job.owner, job.source.stamps())
         todo = [shard for shard in self._shards if shard.index not in self._results]
         advance = counter(progress, sum(len(shard.samples) for shard in self._shards))
@@ -195,6 +203,9 @@ class _Run:
         job, target = self._job, self._job.target
         target.sweep(job.store_id, None)
         remove_leftovers([job.owner.root], job.store_id, self._ops)
+        if not is_remote(target.root):
+            remove_parts(target.root, job.store_id, self._ops)  # of a shard whose entry was the last that was written
+        job.owner.forget_segments()
         published = tuple(self._results[shard.index].published for shard in job.shards)
         if target.resumed and job.options.engine == "ray":
             # Tasks of a dead driver hold no lock, and may have ended after it.
@@ -204,7 +215,7 @@ class _Run:
             for shard in published:
                 target.keep(shard_files(target.root, job.form, shard))
         target.keep(extra.name for extra in extras)
-        sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape))
+        sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape, job.source.named))
         count = sum(shard.count for shard in published)
         manifest = Manifest(job.kind, job.store_id, job.dtype, job.shape, count, published, tuple(extras), sealed)
         target.finish(manifest, job.store_id)
@@ -224,8 +235,9 @@ class _Run:
             return
         if resumable:
             done = sum(shard.index in self._results for shard in self._shards)
+            parts = ", and of the next some segments" if self._job.owner.has_segments() else ""
             tell(
-                f"{done} of {self._counted()} are done and stay, nothing half-written does; "
+                f"{done} of {self._counted()} are done and stay{parts}, nothing half-written does; "
                 "the same command with --resume goes on"
             )
 
@@ -234,12 +246,16 @@ class _Run:
         job, target, results = self._job, self._job.target, self._results
         job.owner.sweep(self._slice)  # a worker that was ended had no time to
         for task in self._begun.values():
+            take_back(job, task, self._ops)
             if just_finished(target.root, job.form, task.shard, job.store_id, job.owner) is None:
                 target.discard(job.files_of(task.shard))
             else:
                 results[task.shard.index] = ShardResult(Published("", 0, 0, ""))
         with self._locks.gate():
-            return target.stop(job.store_id, bool(results) or not self._slice.whole, self._slice, self._files)
+            kept = bool(results) or not self._slice.whole or job.owner.has_segments()
+            if not (kept or is_remote(target.root)):
+                remove_parts(target.root, job.store_id, self._ops)
+            return target.stop(job.store_id, kept, self._slice, self._files)
 
     def _look_for(self, shards: list[ShardSpec], check: bool) -> None:
         """Enter the results of those that count."""
@@ -260,6 +276,12 @@ class _Run:
         yield from (name for _, name in self._job.labels())
         yield from self._job.form.closing_labels(shard.name for shard in self._job.shards)
 
+    def _look_for_duplicates(self, summary: Summary, progress: Progress) -> None:
+        found = find_duplicates(self._job, progress)
+        summary.duplicates = found.equal
+        where = f"; all are listed in {self._job.owner.root}/duplicates-*.json" if found.equal else ""
+        summary.notes.append(found.words + where)
+
     def _counted(self) -> str:
         return f"{len(self._shards)} shards" + ("" if self._slice.whole else f" of slice {self._slice}")
 
@@ -275,6 +297,8 @@ class _Run:
     def _tasks(self, shards: list[ShardSpec]) -> Iterator[Task]:
         """The work, entered in `_begun` when it is asked for."""
         for task in self._job.tasks(shards):
+            if self._job.options.duplicates == "drop":
+                task = replace(task, dropped=dropped_of(self._job.owner, task.shard.index))
             self._begun[task.shard.index] = task
             yield task
 
@@ -282,8 +306,7 @@ class _Run:
         """Labels pass: training needs them."""
         copied = []
         for original, name in self._job.labels():
-            data = self._job.source.extra_bytes(original)
-            copied.append(self._extra(name, data))
+            copied.append(self._extra(name, self._job.labels_data(original, name)))
         return copied
 
     def _extra(self, name: str, data: bytes) -> Published:
@@ -311,6 +334,8 @@ def _notes(job: PlannedJob) -> list[str]:
     extras = list(job.source.extras)
     if job.form.labelled and len(extras) != len(job.shards) and extras:
         notes.append(f"an image has one label in the target at most; the source's labels are in {', '.join(extras)}")
+    if job.options.keep:
+        notes.append(f"these fields pass unprotected: {', '.join(name for name, _ in kept_of(job.source))}")
     if job.source.left_alone:
         notes.append(f"left alone: {job.source.left_alone}")
     return notes

@@ -19,6 +19,7 @@ from ..keys import CONTRACT
 from ..schemes import DLMT
 from ..stores.contract import Refused, Shape, Source, Survey
 from .options import JobOptions
+from .shuffle import ARRAYS, SAMPLES
 
 
 def versions() -> dict[str, str]:
@@ -106,10 +107,16 @@ def _step(shards: Any) -> int:
     return int(shards[0][1] - shards[0][0]) if isinstance(shards, list) and shards else 0
 
 
-def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None) -> dict[str, Any]:
-    """What the key opens in a store's manifest: enough to decrypt where min-max was not used."""
+def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None, named: bool) -> dict[str, Any]:
+    """What the key opens in a store's manifest: enough to decrypt where min-max was not used.
+
+    Args:
+        named: the samples of the source have names; else they are values of arrays, and each was shuffled in itself.
+    """
     recorded = options.recorded()
-    return {
+    later: dict[str, Any] = {"shuffle": SAMPLES if named else ARRAYS} if options.shuffle else {}
+    later |= {"keep": recorded["keep"]} if options.keep else {}
+    return later | {
         "contract": CONTRACT,
         "scheme": scheme.params,
         "normalize": options.normalize,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import ParameterError, UsageError
-from ..stores.contract import ShardSpec, Source
+from ..stores.contract import Kept, ShardSpec, Source
+from ..stores.decode import SUFFIXES
 from .formats import StoredFormat, format_of
 from .options import JobOptions
 from .seal import StoreSeal
+
+_FIELD = re.compile(r"[a-z0-9_]+([.-][a-z0-9_]+)*")
 
 #: From the kind of a source to those that it can become, the usual one first.
 TARGETS = {
@@ -43,6 +48,36 @@ def check_dtype(form: StoredFormat, dtype: str) -> None:
     if dtype == "bfloat16":
         raise ParameterError("stores hold no bfloat16, which NumPy's files do not know; use --dtype float32 or float16")
     form.check(dtype)
+
+
+def check_kept(form: StoredFormat, kept: Sequence[Kept]) -> None:
+    """Refuse fields that a kind has no place for, or that would be taken for an image or a label there.
+
+    Raises:
+        ParameterError: that.
+    """
+    if not kept:
+        return
+    if form.kind not in ("webdataset", "parquet"):
+        raise ParameterError(f"a store of kind {form.kind} has no place for --keep; --to webdataset or parquet has")
+    for name, _ in kept:
+        ends = f".{name.rpartition('.')[2]}"
+        if form.kind == "parquet" and name in ("image", "label"):
+            raise ParameterError(f"{name} is a column of every Parquet store, so --keep cannot pass another one")
+        if form.kind == "webdataset" and (name == "cls" or ends == ".npy" or ends in SUFFIXES):
+            raise ParameterError(f"a field {name} is an image or a label in a tar: --keep passes others")
+        if form.kind == "webdataset" and not _FIELD.fullmatch(name):
+            raise ParameterError(f"a tar has no place for {name!r}: its fields have letters a to z, digits, _, - and .")
+
+
+def check_duplicates(form: StoredFormat) -> None:
+    """Refuse to leave samples out of a kind that has a place for each.
+
+    Raises:
+        ParameterError: that.
+    """
+    if not form.named or form.joined:
+        raise ParameterError(f"an array has no gaps: --duplicates drop does not apply to {form.kind}; see report")
 
 
 def shard_name(

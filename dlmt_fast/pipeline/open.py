@@ -72,15 +72,17 @@ def open_source(path: str | Path, options: JobOptions, named: str | None = None)
 def _open_source(path: Path, options: JobOptions, named: str | None) -> Source:
     kind = kind_of(path, named)
     if kind == "folder":
+        _refuse(options, ("keep",), "a folder of images, which have no fields")
         reading = FolderOptions(options.channels, options.size, options.fit, options.ignore)
         return FolderSource(path, reading, options.shard_size)
     if kind == "webdataset":
         _refuse(options, ("ignore", "shard_size"), "tars of samples, which are shards as they are")
-        return WebdatasetSource(path, Decoding(options.channels, options.size, options.fit))
+        keep = sorted(name.lower() for name in options.keep)  # as fields are read
+        return WebdatasetSource(path, Decoding(options.channels, options.size, options.fit), keep)
     if kind == "parquet":
         _refuse(options, ("ignore",), "Parquet files")
         decoding = ParquetDecoding(options.channels, options.size, options.fit)
-        return ParquetSource(path, decoding, options.shard_size)
+        return ParquetSource(path, decoding, options.shard_size, sorted(options.keep))
     left = (
         "size",
         "fit",
@@ -88,6 +90,7 @@ def _open_source(path: Path, options: JobOptions, named: str | None) -> Source:
         "ignore",
         "classes",
         "shard_size",
+        "keep",
         *(() if kind in ("npy", "zarr") else ("names",)),
     )
     _refuse(options, left, f"{_WORDS[kind]}, whose images are unnamed pixels")

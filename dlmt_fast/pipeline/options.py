@@ -9,8 +9,10 @@ from typing import Any
 
 from ..errors import ParameterError
 from ..stores.folder import SHARD_SIZE
+from ..stores.segments import SEGMENT_BYTES
 from .slices import WHOLE, Slice
 
+_KEEP_LETTERS = 500  # of all names that a job keeps, for the store's header holds them
 FITS = ("crop", "stretch", "pad")
 
 
@@ -25,6 +27,10 @@ class JobOptions:
         per_size: images of several sizes are wanted, each with matrices of its own.
         channels: 1 or 3 converts; None takes the images' own.
         ignore: globs on relative paths that are left out.
+        duplicates: None, "report" or "drop": look, before the work, for inputs that are equal after decoding;
+            "drop" writes the first of equal ones alone.
+        shuffle: write the samples in a secret order; see `shuffle`.
+        keep: fields of tars or columns of Parquet files that pass unchanged, unprotected.
         on_error: "fail" stops at the first bad image, "quarantine" lists them all and goes on.
         names: "hash" replaces file names by keyed digests, "keep" keeps them.
         classes: "keep" keeps the first folder level, "index" replaces it by numbers.
@@ -32,11 +38,13 @@ class JobOptions:
         overwrite: replace an earlier store at the target.
         resume: go on with this same job where it was stopped or killed; with nothing there, start.
         check: with `resume`, compare the digests of what is there, not only the sizes.
-        workers: how many shards of a folder are worked on at once, each in a process of its own. One shard, or IDX
-            files, are done in this process, with so many threads that decode. With the engine "ray": tasks in flight,
-            None for what suits the cluster.
+        workers: how many shards of a folder, or segments of large arrays, are worked on at once, each in a process of
+            its own. One shard, and small arrays, are done in this process, with so many threads that decode. With the
+            engine "ray": tasks in flight, None for what suits the cluster.
         engine: "local" (processes of this machine) or "ray".
         address: of a Ray cluster; see `ray_engine.run_on_ray`.
+        segment_bytes: how much output of an array that goes to one .npy or IDX file a worker does at once, at least; it
+            is what a killed job does again, and less than twice that at most.
         device: "cpu", or "cuda" or "cuda:1": where images are transformed; the store's bytes do not depend on it. Each
             worker process has memory of its own on a GPU, some hundred megabytes beside the batches.
         slice: which of the job's shards this call does; the last slice to end finishes the store.
@@ -51,6 +59,9 @@ class JobOptions:
     per_size: bool = False
     channels: int | None = None
     ignore: tuple[str, ...] = ()
+    duplicates: str | None = None
+    shuffle: bool = False
+    keep: tuple[str, ...] = ()
     on_error: str = "fail"
     names: str = "hash"
     classes: str = "keep"
@@ -61,14 +72,21 @@ class JobOptions:
     workers: int | None = 1
     engine: str = "local"
     address: str | None = None
+    segment_bytes: int = SEGMENT_BYTES
     device: str = "cpu"
     slice: Slice = WHOLE
 
     def __post_init__(self) -> None:
         _one_of("fit", self.fit, FITS)
         _one_of("on_error", self.on_error, ("fail", "quarantine"))
+        if self.duplicates is not None:
+            _one_of("duplicates", self.duplicates, ("report", "drop"))
         _one_of("names", self.names, ("hash", "keep"))
         _one_of("classes", self.classes, ("keep", "index"))
+        if len(set(self.keep)) != len(self.keep):
+            raise ParameterError(f"keep names a field twice: {', '.join(self.keep)}")
+        if (letters := sum(map(len, self.keep))) > _KEEP_LETTERS:
+            raise ParameterError(f"keep takes names of at most {_KEEP_LETTERS} letters together, got {letters}")
         if self.size is not None and (len(self.size) != 2 or min(self.size) < 1):
             raise ParameterError(f"size must be (H, W), two positive integers, got {self.size}")
         if self.size is not None and self.per_size:
@@ -77,6 +95,8 @@ class JobOptions:
             raise ParameterError(f"channels must be 1 or 3, got {self.channels}")
         if self.shard_size < 1:
             raise ParameterError(f"shard_size must be at least 1, got {self.shard_size}")
+        if self.segment_bytes < 1:
+            raise ParameterError(f"segment_bytes must be at least 1, got {self.segment_bytes}")
         if self.resume and self.overwrite:
             raise ParameterError("resume and overwrite exclude each other: one goes on with a job, one starts anew")
         if self.overwrite and not self.slice.whole:
@@ -101,8 +121,12 @@ class JobOptions:
             raise ParameterError(f"workers must be at least 1, got {self.workers}")
 
     def recorded(self) -> dict[str, Any]:
-        """What decides the output's bytes, for the job record."""
-        return {
+        """What decides the output's bytes, for the job record. Options of later versions are absent where not used, so
+        that the ids of stores stay what they are."""
+        later: dict[str, Any] = {"duplicates": "drop"} if self.duplicates == "drop" else {}
+        later |= {"shuffle": True} if self.shuffle else {}
+        later |= {"keep": sorted(self.keep)} if self.keep else {}
+        return later | {
             "normalize": self.normalize,
             "dtype": self.dtype,
             "mean": _hex(self.mean),

@@ -1,26 +1,36 @@
-"""The owner's folder of a store: job record, journal, ledger, quarantine lists. Never inside the target."""
+"""The owner's folder of a store: job record, journal, ledger, quarantined and equal inputs. Never inside the target."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..canonical import canonical_json, parse_json
 from ..errors import StoreDamagedError, StoreError
 from ..stores.contract import FileStamp, Published, Refused
 from ..stores.publish import OS, FileOps, make_directories, publish_bytes, remove_leftovers
+from ..stores.walk import entries
 from .job import differences
 from .seal import StoreSeal
 
+_DUPLICATES = "duplicates.json"
 _ENTRY = {"job", "shard", "attempt", "inputs", "outputs", "quarantined", "size", "output_sha256"}
 
 
 def default_folder(keyfile: Path, store_id: str) -> Path:
     """`KEYFILE.stores/STORE_ID`."""
     return keyfile.with_name(f"{keyfile.name}.stores") / store_id
+
+
+class Duplicate(NamedTuple):
+    """A sample by its index in the job that is equal to an earlier one; both by their names in the source."""
+
+    sample: int
+    path: str
+    equal_to: str
 
 
 class OwnerFolder:
@@ -133,6 +143,38 @@ class OwnerFolder:
             return None
         return self._seal.open_ledger(shard, output_sha256, sealed)
 
+    def write_segment(self, shard: int, segment: int, sealed: bytes) -> None:
+        """The entry that counts a segment of an unfinished shard, encrypted by `StoreSeal.seal_segment`."""
+        self._publish(self._segment(shard, segment).name, sealed, shard)
+
+    def read_segment(self, shard: int, segment: int) -> bytes | None:
+        """The encrypted entry of a segment, or None where there is none."""
+        try:
+            return self._segment(shard, segment).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def has_segments(self) -> bool:
+        """Whether a segment of any shard counts."""
+        return next(self._segments(None), None) is not None
+
+    def forget_segments(self, shard: int | None = None, segment: int | None = None) -> None:
+        """Remove the entries of a segment, of all of a shard, or of all shards."""
+        found = [self._segment(shard, segment)] if shard is not None and segment is not None else self._segments(shard)
+        gone = 0
+        for path in list(found):
+            self._ops.unlink(path)
+            gone += 1
+        if gone:
+            self._ops.fsync_directory(self.root)
+
+    def _segments(self, shard: int | None) -> Iterator[Path]:
+        prefix = "segment-" if shard is None else f"segment-{shard:05d}-"
+        return (self.root / entry.name for entry in entries(self.root) if entry.name.startswith(prefix))
+
+    def _segment(self, shard: int, segment: int) -> Path:
+        return self.root / f"segment-{shard:05d}-{segment:05d}.bin"
+
     def write_quarantine(self, shard: int, refused: list[Refused]) -> None:
         """The samples that were not taken, with reasons."""
         lines = [{"path": item.path, "reason": item.reason} for item in refused]
@@ -145,6 +187,51 @@ class OwnerFolder:
             return [Refused(-1, line["path"], line["reason"]) for line in lines]
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             return None
+
+    def write_duplicates(self, shard: int, found: list[Duplicate]) -> None:
+        """The samples of a shard that are equal to earlier ones of the job."""
+        lines = [item._asdict() for item in found]
+        self._publish(self._duplicates(shard).name, json.dumps(lines, indent=1).encode("utf-8"), shard)
+
+    def read_duplicates(self, shard: int) -> list[Duplicate]:
+        """What `write_duplicates` entered; a shard without duplicates has no list.
+
+        Raises:
+            StoreDamagedError: the list is damaged.
+        """
+        try:
+            return [Duplicate(**line) for line in parse_json(self._duplicates(shard).read_bytes())]
+        except FileNotFoundError:
+            return []
+        except (ValueError, TypeError):
+            raise StoreDamagedError(f"{self._duplicates(shard)} is damaged") from None
+
+    def write_duplicates_found(self, inputs: int, equal: int, shards: int) -> None:
+        """All lists of `shards` shards are there: how many inputs were compared, and how many are listed."""
+        facts = {"job": self._seal.store_id, "inputs": inputs, "equal": equal, "sha256": self._listed(shards)}
+        self._publish(_DUPLICATES, canonical_json(facts))
+
+    def read_duplicates_found(self, shards: int) -> tuple[int, int] | None:
+        """(inputs, equal ones) where all lists are there as they were written, else None."""
+        try:
+            facts = parse_json((self.root / _DUPLICATES).read_bytes())
+            if (facts["job"], facts["sha256"]) != (self._seal.store_id, self._listed(shards)):
+                return None
+            return int(facts["inputs"]), int(facts["equal"])
+        except (FileNotFoundError, ValueError, TypeError, KeyError):
+            return None
+
+    def _listed(self, shards: int) -> str:
+        """A digest of all lists of duplicates."""
+        digest = hashlib.sha256()
+        for shard in range(shards):
+            path = self._duplicates(shard)
+            if path.exists():
+                digest.update(b"%d " % shard + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
+
+    def _duplicates(self, shard: int) -> Path:
+        return self.root / f"duplicates-{shard:05d}.json"
 
     def read_journal(self, shard: int) -> dict[str, Any] | None:
         """A shard's journal entry, or None where there is none.

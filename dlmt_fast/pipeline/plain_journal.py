@@ -17,7 +17,8 @@ from typing import Any
 from ..canonical import canonical_json, parse_json
 from ..stores.contract import Published
 from ..stores.listing import Listed
-from ..stores.publish import OS, FileOps, file_digest, make_directories, publish_bytes, remove_leftovers
+from ..stores.publish import OS, FileOps, file_digest, make_directories, publish_bytes, remove_all, remove_leftovers
+from ..stores.segments import Segment
 from ..stores.walk import entries, is_empty
 from .formats.contract import size_of
 from .locks import FOLDER as LOCKS
@@ -89,6 +90,33 @@ class PlainJournal:
         published = Published(entry["name"], entry["outputs"], entry["size"], entry["output_sha256"])
         return Entry(published, [Listed(*file) for file in entry["files"]])
 
+    def enter_segment(self, shard: int, number: int, written: Segment) -> None:
+        """The entry that counts a segment of a shard that is one large array."""
+        entry: dict[str, Any] = {"job": self._job_id, "crc32": written.crc32}
+        entry |= {"first": written.places.start, "stop": written.places.stop}
+        entry["sha256"] = hashlib.sha256(canonical_json(entry)).hexdigest()
+        self._publish(f"segment-{shard:05d}-{number:05d}.json", canonical_json(entry), shard)
+
+    def segment(self, shard: int, number: int, places: range) -> Segment | None:
+        """A segment that counts, or None."""
+        entry = _parsed(self.root / f"segment-{shard:05d}-{number:05d}.json") or {}
+        digest = entry.pop("sha256", "")
+        if hashlib.sha256(canonical_json(entry)).hexdigest() != digest or entry.get("job") != self._job_id:
+            return None
+        same = (entry["first"], entry["stop"]) == (places.start, places.stop)
+        return Segment(places, entry["crc32"]) if same else None
+
+    def forget_segments(self, shard: int, number: int | None = None) -> None:
+        """Remove the entries of a shard's segments, or of one of them."""
+        prefix = f"segment-{shard:05d}-" + ("" if number is None else f"{number:05d}")
+        found = [self.root / entry.name for entry in entries(self.root) if entry.name.startswith(prefix)]
+        remove_all(found, self._ops)
+        self._ops.fsync_directory(self.root)
+
+    def has_segments(self) -> bool:
+        """Whether a segment of any shard counts."""
+        return self.root.is_dir() and any(entry.name.startswith("segment-") for entry in entries(self.root))
+
     def sweep(self, shards: Container[int]) -> None:
         """Remove what was left half-written of these shards; nobody may be writing it."""
         if self.root.is_dir():  # it goes before the marker does
@@ -101,7 +129,7 @@ class PlainJournal:
         for entry in entries(self.root):
             if entry.name == LOCKS:
                 shutil.rmtree(self.root / entry.name)
-            elif entry.name.startswith(("journal-", ".tmp-", _RECORD)):
+            elif entry.name.startswith(("journal-", "segment-", ".tmp-", _RECORD)):
                 self._ops.unlink(self.root / entry.name)
         if is_empty(self.root):
             self._ops.rmdir(self.root)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..errors import StoreError
 from ..keys import CONTRACT, Key
@@ -13,11 +15,13 @@ from ..stores.publish import FileOps
 from .formats.contract import check_published
 from .job import differences, library_versions
 from .locks import JobLocks, held
+from .order import Order
 from .owner import OwnerFolder
 from .plain_journal import Entry, PlainJournal, id_of, journal_folder
 from .plain_names import PlainNames
 from .plain_shard import PlainJob, digest_of
 from .remote_storage import check_access, downloaded, refuse_remote_images
+from .shuffle import array_of_labels, reordered
 from .slices import WHOLE
 from .stored import StoredImages
 from .target import Target
@@ -87,7 +91,7 @@ class PlannedDecrypt:
             return None
         return entry if entry.there(self.target.root, check) else None
 
-    def context(self, threads: int | None) -> PlainJob:
+    def context(self, threads: int | None, segment_bytes: int) -> PlainJob:
         """What all its shards share."""
         return PlainJob(
             key=self.key,
@@ -99,6 +103,7 @@ class PlannedDecrypt:
             job_id=self.id,
             threads=threads,
             ops=self.ops,
+            segment_bytes=segment_bytes,
         )
 
     def extras(self, published: Callable[[int], Published]) -> Iterator[tuple[str, bytes]]:
@@ -108,7 +113,8 @@ class PlannedDecrypt:
         if store.form.joined:
             shards = [published(index) for index in range(len(manifest.shards))]
             with downloaded(store.root, [extra.name for extra in manifest.extras]) as folder:
-                labels = store.form.stored_labels(folder, manifest)
+                stored = store.form.stored_labels(folder, manifest)
+            labels = [_in_order(values, store.order(index)) for index, values in enumerate(stored)]
             yield from store.form.closing("uint8", manifest.shape, shards, labels)
             return
         renamed = self._labels()
@@ -116,6 +122,9 @@ class PlannedDecrypt:
             with downloaded(store.root, [extra.name]) as folder:
                 check_published(folder / extra.name, extra)
                 data = (folder / extra.name).read_bytes()
+            if store.order(0) is not None:
+                array = array_of_labels(extra.name, [shard.name for shard in manifest.shards])
+                data = reordered(data, extra.name, _rows(store.order(array), manifest.shards[array].count))
             yield renamed.get(extra.name, extra.name), data
 
     def _labels(self) -> dict[str, str]:
@@ -144,3 +153,15 @@ class PlannedDecrypt:
         if found is None:
             return "it is no decrypt's, or its record is gone"
         return differences(found, self.record) or "its record is damaged"
+
+
+def _in_order(labels: Sequence[int] | None, order: Order | None) -> Sequence[int] | None:
+    """Labels of an array as they lay before it was shuffled."""
+    if labels is None or order is None:
+        return labels
+    return [labels[row] for row in _rows(order, len(labels))]
+
+
+def _rows(order: Order | None, count: int) -> Any:
+    """Where each sample of an array stands in the store."""
+    return np.arange(count) if order is None else order.place(range(count))

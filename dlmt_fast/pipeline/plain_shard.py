@@ -21,12 +21,15 @@ from ..stores.folder import FolderWriter
 from ..stores.listing import Listed
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers
-from .formats import Place, StoredBatch
+from ..stores.segments import SEGMENT_BYTES, PartFile, cut
+from .formats import Place, StoredBatch, StoredShard
 from .owner import OwnerFolder
 from .plain_journal import PlainJournal
+from .plain_segments import PlainSegments
+from .reordered import ReorderedWriter
 from .stored import StoredImages
 from .summary import Advance
-from .worker import persistently
+from .worker import persistently, write_kept
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class PlainJob:
         target: the folder that files are published in.
         journal: the journal's folder.
         threads: of the kernels; None: their own choice.
+        segment_bytes: see `JobOptions`.
     """
 
     key: Key
@@ -66,6 +70,7 @@ class PlainJob:
     job_id: str
     threads: int | None
     ops: FileOps = OS
+    segment_bytes: int = SEGMENT_BYTES
 
 
 def digest_of(manifest: Manifest) -> str:
@@ -123,11 +128,31 @@ class PlainWork:
     def _attempt(self, task: PlainTask, advance: Advance) -> Published:
         job = self._job
         with naming_a_full_disk(job.target), self._store.opened(task.shard) as opened:
-            writer = opened.plain_writer(Place(job.target, job.job_id, job.ops), task.index, task.name)
+            writer = self._writer(opened, task)
             published = self._decrypt(task, opened.read(), writer, advance)
-        with naming_a_full_disk(job.journal):
-            self._journal.enter(task.index, published, _files(writer, published))
+        try:
+            with naming_a_full_disk(job.journal):
+                self._journal.enter(task.index, published, _files(writer, published))
+        except BaseException:
+            if isinstance(writer, PlainSegments):  # what a stop would remove, and segments are worth keeping
+                writer.abort()
+            raise
+        if isinstance(writer, PlainSegments):
+            writer.end()
         return published
+
+    def _writer(self, opened: StoredShard, task: PlainTask) -> ShardWriter:
+        """What writes the shard: a large array in segments, unless it was shuffled."""
+        job, file, order = self._job, opened.plain_file(task.name), self._store.order(task.index)
+        if order is not None:  # no image is where it was, so that a segment of the file is not one of the store
+            place = Place(job.target, job.job_id, job.ops)
+            writer = opened.plain_writer(place, task.index, task.name)
+            return ReorderedWriter(writer, order, task.shard.count, place, task.index)
+        places = [] if file is None else cut(file, job.segment_bytes)
+        if file is None or len(places) < 2:
+            return opened.plain_writer(Place(job.target, job.job_id, job.ops), task.index, task.name)
+        part = PartFile(job.target, job.job_id, task.index, task.name, file, job.ops)
+        return PlainSegments(self._journal, task.index, part, places)
 
     def _decrypt(
         self, task: PlainTask, batches: Iterable[StoredBatch], writer: ShardWriter, advance: Advance
@@ -138,6 +163,10 @@ class PlainWork:
             bounds, order = self._bounds(task)
             by_place = dict(enumerate(task.restored.values()))  # where the store keeps no names, the order tells
             for batch in batches:
+                run = range(batch.position, batch.position + len(batch.images))
+                if isinstance(writer, PlainSegments) and not writer.needs(run):
+                    advance(len(batch.images))
+                    continue
                 limits = bounds[_positions(batch, order)] if len(bounds) else None
                 if limits is None and store.needs_bounds and len(batch.images):
                     raise StoreDamagedError(f"the ledger of shard {task.index} holds no bounds")
@@ -147,7 +176,7 @@ class PlainWork:
                     by_place.get(batch.position + i, "") if not name else task.restored.get(name, as_png_stored(name))
                     for i, name in enumerate(batch.names)
                 ]
-                writer.write(range(batch.position, batch.position + len(images)), outputs, images, batch.labels)
+                write_kept(writer, run, outputs, images, batch.labels, batch.kept)
                 advance(len(images), images.nbytes)
             return writer.publish()
         except BaseException:

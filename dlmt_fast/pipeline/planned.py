@@ -9,17 +9,23 @@ from typing import Any
 
 from ..keys import Key
 from ..schemes import DLMT
-from ..stores.contract import Reader, Shape, ShardSpec, Source, Survey
+from ..stores.contract import Kept, Reader, Shape, ShardSpec, Source, Survey
+from ..stores.location import is_remote
+from ..stores.parquet import ParquetSource
 from ..stores.publish import FileOps
+from ..stores.segments import cut
+from ..stores.webdataset import WebdatasetSource
 from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
-from .kinds import check_dtype, original_name, shard_name, target_format
+from .kinds import check_dtype, check_duplicates, check_kept, original_name, shard_name, target_format
 from .locks import held
 from .naming import OutputNames
 from .open import open_source
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal, store_id_of
+from .segment_work import in_turn
+from .shuffle import ShuffledSource, array_of_labels, reordered, shuffle_of
 from .sources import what_changed
 from .target import Target
 from .worker import Task, planner
@@ -72,6 +78,15 @@ class PlannedJob:
             return iter(())
         return self.source.extra_names([shard.name for shard in self.shards])
 
+    def labels_data(self, original: str, name: str) -> bytes:
+        """The content of a labels file that is `original` in the source and `name` in the target."""
+        data = self.source.extra_bytes(original)
+        if not isinstance(self.source, ShuffledSource):
+            return data
+        array = array_of_labels(name, [shard.name for shard in self.shards])
+        rows = self.source.shuffle.array(array).sample(range(len(self.shards[array].samples)))
+        return reordered(data, name, rows)
+
     @property
     def form(self) -> StoredFormat:
         """The format of the store that is made."""
@@ -115,7 +130,15 @@ class PlannedJob:
             shape=self.shape,
             first=len(first.samples),
             several=joined and len(self.shards) > 1,
+            kept=kept_of(self.source),
         )
+
+    def segments(self, shard: ShardSpec) -> int:
+        """In how many parts several workers can do a shard at once."""
+        file = self.form.array_file(shard, self._contents(shard, self.source))
+        if file is None or is_remote(self.target.root) or in_turn(self.source, shard.index):
+            return 1
+        return len(cut(file, self.options.segment_bytes))
 
     def written_labels(self, shard: ShardSpec) -> list[int] | None:
         """The class numbers of a shard's samples in writing order, where it is to hold some."""
@@ -124,6 +147,11 @@ class PlannedJob:
             return None
         found = [reader.label_of(index) for index in self.names.of(shard)]
         return [label for label in found if label is not None]
+
+
+def kept_of(source: Source) -> tuple[Kept, ...]:
+    """The fields of a source's samples that pass unchanged."""
+    return source.kept if isinstance(source, (WebdatasetSource, ParquetSource)) else ()
 
 
 def plan_job(
@@ -155,12 +183,20 @@ def plan_job(
         ops,
         lambda other: _who(owner_folder(other)),
     )
+    if options.shuffle:
+        source.pick(())  # refused before any work
     survey = source.survey()
     shape = settle_shape(survey, options if strict else replace(options, on_error="quarantine"))
     form.check_job(shape, options.on_error)
+    check_kept(form, kept_of(source))
+    if options.duplicates == "drop":
+        check_duplicates(form)
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
     record = job_record(source, scheme, options, form.kind, form.libraries)
     seal = StoreSeal(key, store_id_of(key, record))
+    if options.shuffle:
+        source = ShuffledSource(source, shuffle_of(source, key, seal.store_id))
+        survey = source.placed(survey)
     names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)
     classes = source.number_classes() if form.labelled else None
@@ -184,6 +220,9 @@ def plan_job(
         survey=survey,
         owner_folder=owner_folder,
     )
+    if options.shuffle:
+        for _, name in job.labels():  # refused before any work
+            array_of_labels(name, [shard.name for shard in shards])
     if options.resume and options.slice.whole:  # before there is an owner's folder; slices ask inside the gate
         job.admit()
     return job

@@ -110,6 +110,8 @@ def preview_encrypt(
     if not options.slice.whole:
         mine = sum(shard.index in options.slice for shard in job.shards)
         preview.notes.append(f"slice {options.slice} does {mine} of the {len(job.shards)} shards")
+    if options.duplicates is not None:
+        preview.notes.append("equal images are looked for when they are decoded, which a dry run does not")
     if job.source.left_alone:
         preview.notes.append(f"left alone: {job.source.left_alone}")
     return _noting_room(preview)

@@ -57,6 +57,31 @@ class Duty(Protocol[T_contra, R_co]):
         ...
 
 
+class Agenda(Protocol[T]):
+    """What is to be done, in which order."""
+
+    def take(self) -> T | None:
+        """The next task that can be begun; None where others have to end first, or none is left."""
+        ...
+
+    def done(self, task: T) -> None:
+        """It was done."""
+        ...
+
+
+class InTurn(Generic[T]):
+    """Tasks that wait for nothing, as they come."""
+
+    def __init__(self, tasks: Iterator[T]) -> None:
+        self._tasks = tasks
+
+    def take(self) -> T | None:
+        return next(self._tasks, None)
+
+    def done(self, task: T) -> None:
+        """Nothing waits for it."""
+
+
 def run_here(do: Callable[[T, Advance], R], tasks: Iterator[T], advance: Advance) -> Generator[tuple[T, R], None, None]:
     """Do the tasks one after the other."""
     for task in tasks:
@@ -110,7 +135,7 @@ class _Worker(Generic[T]):
 
 
 def run_in_processes(
-    duty: Duty[T, R], tasks: Iterator[T], processes: int, advance: Advance, lock: int
+    duty: Duty[T, R], agenda: Agenda[T], processes: int, advance: Advance, lock: int
 ) -> Generator[tuple[T, R], None, None]:
     """Do the tasks in `processes` workers. One that is killed is replaced and its task done again, some times.
 
@@ -136,9 +161,10 @@ def run_in_processes(
         return _Worker(process, ours, Tally(advance))
 
     def give(worker: _Worker[T]) -> None:
-        worker.task, worker.tally = (again.pop() if again else next(tasks, None)), Tally(advance)
-        with suppress(OSError):  # it is dead, which the pipe tells below
-            worker.pipe.send(worker.task)
+        worker.task, worker.tally = (again.pop() if again else agenda.take()), Tally(advance)
+        if worker.task is not None:
+            with suppress(OSError):  # it is dead, which the pipe tells below
+                worker.pipe.send(worker.task)
 
     try:
         for _ in range(processes):
@@ -162,7 +188,11 @@ def run_in_processes(
                 elif kind == "failed":
                     raise value
                 else:
-                    give(worker)
+                    worker.task = None
+                    agenda.done(task)
+                    for idle in workers:
+                        if idle.task is None:
+                            give(idle)
                     yield task, value
     finally:
         for worker in workers:
@@ -188,7 +218,7 @@ def _bury(worker: _Worker[T], task: T, duty: Duty[T, R], deaths: dict[str, int])
 
 
 def _serve(pipe: connection.Connection, duty: Duty[Any, Any], lock: _Lock) -> None:
-    """A worker: does tasks until the pipe ends. Ctrl-C is the parent's to handle; its end is this process's too."""
+    """A worker: does tasks until it is ended. Ctrl-C is the parent's to handle; its end is this process's too."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     few_arenas()
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
@@ -202,7 +232,8 @@ def _serve(pipe: connection.Connection, duty: Duty[Any, Any], lock: _Lock) -> No
     def advance(samples: int, size: int = 0, refused: int = 0) -> None:
         pipe.send(("advance", (samples, size, refused)))
 
-    while (task := pipe.recv()) is not None:
+    while True:
+        task = pipe.recv()
         try:
             if failed is not None:
                 raise failed

@@ -79,7 +79,7 @@ def run_on_ray(
                     made = _result(ray, done, flying[done])
                     task = flying.pop(done)
                     entries.enter(task, made)
-                    advance(len(task.shard.samples), made.published.size, len(made.refused))
+                    advance(len(task.shard.samples), made.published.size, sum(not item.equal for item in made.refused))
                     yield task, made.result
         finally:
             _cancel(ray, list(flying))

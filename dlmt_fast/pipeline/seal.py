@@ -6,7 +6,7 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..canonical import canonical_json, parse_json
@@ -15,6 +15,7 @@ from ..keys import CONTRACT, Key
 
 HEADER_BYTES = 4096
 _NONCE = 12
+_MOST = (1 << 31) - 1  # bytes that AES-GCM of `cryptography` takes at once
 
 
 def store_id_of(key: Key, record: Mapping[str, Any]) -> str:
@@ -60,6 +61,23 @@ class StoreSeal:
         """A shard's ledger, bound to the shard's published digest."""
         return _encrypt(self._ledger, canonical_json(dict(ledger)), self._ledger_aad(shard, output_sha256))
 
+    def seal_bounds(self, shard: int, output_sha256: str, bounds: Iterable[bytes], other: Mapping[str, Any]) -> bytes:
+        """A ledger whose bounds come as pieces of canonical JSON, as which many take less memory; `other` is its rest.
+
+        Raises:
+            StoreError: it is larger than a ledger can be.
+        """
+        left = {name: value for name, value in other.items() if name != "bounds"}
+        assert min(left) > "bounds", "canonical JSON has its fields in order"
+        rest = canonical_json(left)
+        plain = b'{"bounds":[' + b",".join(piece for piece in bounds if piece) + b"]," + rest[1:]
+        if len(plain) > _MOST:
+            raise StoreError(
+                f"the bounds of shard {shard} take {len(plain)} bytes, and a ledger holds at most {_MOST}: cut the "
+                "array into several files, or take --normalize range"
+            )
+        return _encrypt(self._ledger, plain, self._ledger_aad(shard, output_sha256))
+
     def open_ledger(self, shard: int, output_sha256: str, sealed: bytes) -> dict[str, Any]:
         """A shard's ledger.
 
@@ -87,6 +105,21 @@ class StoreSeal:
             raise StoreDamagedError(f"the list of source files, part {part}, is damaged or belongs to another store")
         files: dict[str, Any] = parse_json(plain)
         return files
+
+    def seal_segment(self, shard: int, segment: int, entry: Mapping[str, Any]) -> bytes:
+        """The entry of a segment of a shard that is not done yet, with its bounds."""
+        return _encrypt(self._ledger, canonical_json(dict(entry)), self._segment_aad(shard, segment))
+
+    def open_segment(self, shard: int, segment: int, sealed: bytes) -> dict[str, Any] | None:
+        """The entry of a segment; None where it is damaged, or of another one, store or key."""
+        plain = _decrypt(self._ledger, sealed, self._segment_aad(shard, segment))
+        if plain is None:
+            return None
+        entry: dict[str, Any] = parse_json(plain)
+        return entry
+
+    def _segment_aad(self, shard: int, segment: int) -> bytes:
+        return f"{CONTRACT}/segment/{self.store_id}/{shard}/{segment}".encode("ascii")
 
     def _header_aad(self) -> bytes:
         return f"{CONTRACT}/header/{self.store_id}".encode("ascii")

@@ -13,8 +13,10 @@ from ..schemes import DLMT, Plan
 from ..stores.contract import Published
 from ..stores.manifest import is_single, read_manifest
 from .formats import StoredShard, format_of
+from .order import Order
 from .remote_storage import at_hand, shard_files
 from .seal import StoreSeal
+from .shuffle import ARRAYS, Shuffle
 from .worker import Plans
 
 
@@ -35,6 +37,9 @@ class StoredImages:
         self.seal = StoreSeal(key, self.manifest.store_id)
         self.header = self.seal.open_header(self.manifest.sealed)
         self.plans = Plans(self._planner(key))
+        self._shuffle: Shuffle | None = None
+        if self.header.get("shuffle") == ARRAYS:
+            self._shuffle = Shuffle(key, self.manifest.store_id, [shard.count for shard in self.manifest.shards])
 
     def _planner(self, key: Key) -> Any:
         header = self.header
@@ -50,6 +55,11 @@ class StoredImages:
             return scheme.plan(key, shape, normalize, asked, mean, std)
 
         return make
+
+    def order(self, number: int) -> Order | None:
+        """The order of the shard's samples, where they are those of an array and were shuffled: nothing else tells
+        which is which, as names do for other samples."""
+        return self._shuffle.array(number) if self._shuffle is not None else None
 
     @property
     def needs_bounds(self) -> bool:

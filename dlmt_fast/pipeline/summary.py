@@ -10,7 +10,8 @@ from ..stores.contract import Published, Refused
 
 
 class Standing(NamedTuple):
-    """How far a command is: samples done and in all, bytes written (`verify`: read), samples quarantined.
+    """How far a command is: samples done and in all, bytes written (`verify`: read), samples quarantined; and what is
+    done to them, where that is not the command's own work.
 
     What an earlier run had done counts among the samples, and has no bytes.
     """
@@ -19,6 +20,7 @@ class Standing(NamedTuple):
     total: int
     bytes: int
     quarantined: int
+    doing: str = ""
 
 
 #: Called with where a command stands whenever that changes.
@@ -36,13 +38,13 @@ class Advance(Protocol):
     def __call__(self, samples: int, size: int = 0, refused: int = 0) -> None: ...
 
 
-def counter(progress: Progress, total: int) -> Advance:
+def counter(progress: Progress, total: int, doing: str = "") -> Advance:
     """An `Advance` that adds up and reports."""
-    now = Standing(0, total, 0, 0)
+    now = Standing(0, total, 0, 0, doing)
 
     def advance(samples: int, size: int = 0, refused: int = 0) -> None:
         nonlocal now
-        now = Standing(now.done + samples, total, now.bytes + size, now.quarantined + refused)
+        now = Standing(now.done + samples, total, now.bytes + size, now.quarantined + refused, doing)
         progress(now)
 
     advance(0)
@@ -72,6 +74,8 @@ class Summary:
     """The result of a job. `inputs == outputs + len(quarantined)` always.
 
     A slice of a job counts its own shards; `shards_left` are those of other slices that keep the store unfinished.
+    `duplicates` are the inputs that are equal to an earlier one, None where nobody looked; `dropped` of them are among
+    the quarantined, for no other reason.
     """
 
     command: str
@@ -85,6 +89,8 @@ class Summary:
     output_bytes: int = 0
     seconds: float = 0.0
     shards_left: int = 0
+    duplicates: int | None = None
+    dropped: int = 0
     quarantined: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -93,6 +99,7 @@ class Summary:
         self.inputs += inputs
         self.outputs += published.count
         self.output_bytes += published.size
+        self.dropped += sum(item.equal for item in refused)
         self.quarantined += [{"path": item.path, "reason": item.reason} for item in refused]
         assert self.inputs == self.outputs + len(self.quarantined), "samples were lost"
 

@@ -14,7 +14,7 @@ from ..stores.contract import Published
 from ..stores.location import is_remote
 from ..stores.manifest import NAME, Manifest, is_single, read_manifest
 from ..stores.publish import OS, FileOps
-from ..stores.walk import is_folder
+from ..stores.walk import is_file, is_folder
 from .formats import format_of
 from .remote_storage import shard_files
 from .storage import storage_of
@@ -128,9 +128,9 @@ class Target:
             names: the file that stands for the shard is the last of them, and goes first.
         """
         if not (self._old and self._has_manifest()):
-            *others, last = names
-            self.storage.remove([last])
-            self.storage.remove(others)
+            found = list(names)
+            self.storage.remove(found[-1:])
+            self.storage.remove(found[:-1])
 
     def stop(
         self, store_id: str, keep: bool, shards: Container[int], names: Callable[[], Iterable[str]] = lambda: ()
@@ -259,6 +259,12 @@ class Target:
                 f"{self.path} is not empty and not a finished store, so --overwrite will not delete it ({error}); "
                 "remove it by hand if nothing in it is needed"
             ) from None
+
+
+def marker_of(path: Path) -> Path | None:
+    """The marker of the job that runs or was stopped at a target, a folder or a file; None where there is none."""
+    places = (path / _MARKER, path.with_name(f".{path.name}{_MARKER}"))
+    return next((place for place in places if is_file(place)), None)
 
 
 def files_of(store: Path, manifest: Manifest) -> Iterator[str]:

@@ -7,17 +7,17 @@ from __future__ import annotations
 import errno
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
 from ..errors import StoreDamagedError, StoreError
 from ..functional import encrypt
 from ..gpu_batches import GpuBatches
 from ..keys import Key
 from ..schemes import DLMT, Plan
-from ..stores.contract import Array, Batch, Published, Reader, Refused, ShardSpec, ShardWriter
+from ..stores.contract import Array, Batch, KeepingWriter, Published, Reader, Refused, ShardSpec, ShardWriter, Value
 from ..stores.location import is_remote
 from ..stores.objects import objects_at
 from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers
@@ -46,13 +46,14 @@ _PASSING = {
 @dataclass(frozen=True)
 class Task:
     """One shard: its published name and samples, output names by sample index in writing order, what reads it, its name
-    in the source, and what the shard will hold."""
+    in the source, what the shard will hold, and why some samples are left out that could be taken."""
 
     shard: ShardSpec
     names: Mapping[int, str]
     source: Reader
     original: str
     contents: Contents
+    dropped: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -170,8 +171,16 @@ class Entries:
     def __init__(self, owner: OwnerFolder) -> None:
         self._owner = owner
 
-    def enter(self, task: Task, made: Made) -> None:
+    @property
+    def owner(self) -> OwnerFolder:
+        """Where entries go."""
+        return self._owner
+
+    def enter(self, task: Task, made: Made, publish: Callable[[], None] = lambda: None) -> None:
         """Enter a published shard.
+
+        Args:
+            publish: makes the shard visible, where it is not yet: when all but its entry is on disk.
 
         Raises:
             StoreError: the journal has another digest for this shard, so that its bytes are not deterministic.
@@ -181,6 +190,7 @@ class Entries:
         # The entry comes last: it makes the shard count, so all else of the shard is on disk by then.
         owner.write_ledger(index, made.ledger)
         owner.write_quarantine(index, made.refused)
+        publish()
         owner.write_journal(made.published, index, made.attempt, len(task.shard.samples), len(made.refused))
 
     def _refuse_another_result(self, index: int, published: Published) -> None:
@@ -250,9 +260,7 @@ class ShardWork:
         job, index = self._job, task.shard.index
         with writing_place(job.target, job.store_id, job.ops) as place, naming_a_full_disk(place.root):
             writer = format_of(job.kind).writer(place, task.shard, task.contents)
-            published, ledger, refused = encrypt_shard(
-                task, self._plans, self._transform, writer, job.options.on_error, job.decoders, advance, self._retire
-            )
+            published, ledger, refused = self.encrypted(task, writer, advance)
             if self._objects is not None:
                 upload(self._objects, place.root, format_of(job.kind), published, replace=job.retire is not None)
         made = Made(published, refused, self._seal.seal_ledger(index, published.sha256, ledger), attempt)
@@ -260,7 +268,16 @@ class ShardWork:
             self._entries.enter(task, made)
         return made
 
-    def _retire(self) -> None:
+    def encrypted(
+        self, task: Task, writer: ShardWriter, advance: Advance, places: range | None = None
+    ) -> tuple[Published, Mapping[str, Any], list[Refused]]:
+        """`encrypt_shard` with what the job says; with `places` nothing becomes visible."""
+        job, retire = self._job, self.retire if places is None else (lambda: None)
+        on_error, decoders = job.options.on_error, job.decoders
+        return encrypt_shard(task, self._plans, self._transform, writer, on_error, decoders, advance, retire, places)
+
+    def retire(self) -> None:
+        """Take away the manifest of a store that is being replaced, before the first shard is visible."""
         if self._job.retire is None:
             return
         if self._objects is not None:
@@ -268,28 +285,6 @@ class ShardWork:
         elif self._job.retire.exists():
             self._job.ops.unlink(self._job.retire)
             self._job.ops.fsync_directory(self._job.retire.parent)
-
-
-@dataclass(frozen=True)
-class ShardDuty:
-    """Transforming shards, as `processes.Duty`; `owner` is the owner's folder."""
-
-    job: JobContext
-    owner: Path
-    advice = "fewer --workers or a smaller --shard-size need less"
-
-    def begin(self) -> Callable[[Task, Advance], ShardResult]:
-        """What does one task in this process."""
-        work = ShardWork(self.job, Entries(self._folder()))
-        return lambda task, advance: work.make(task, advance).result
-
-    def clear(self, task: Task) -> None:
-        """Remove what a dead worker left in the target and in the owner's folder."""
-        clear_shard(self.job, task)
-        self._folder().sweep({task.shard.index})
-
-    def _folder(self) -> OwnerFolder:
-        return OwnerFolder(self.owner, StoreSeal(self.job.key, self.job.store_id), self.job.ops)
 
 
 def clear_shard(job: JobContext, task: Task) -> None:
@@ -312,29 +307,36 @@ def encrypt_shard(
     decoders: int,
     advance: Advance,
     before_publish: Callable[[], None],
+    places: range | None = None,
 ) -> tuple[Published, Mapping[str, Any], list[Refused]]:
     """Transform and publish one shard; on any error nothing of it stays. Gives the shard, its ledger, its refused.
 
     Args:
         before_publish: called once, when all is written and nothing is visible yet.
+        places: those of the shard that `writer` takes; None: all.
     """
     names, source = task.names, task.source
+    order = in_order(names) if places is None else in_order(names)[places.start : places.stop]
     originals: list[list[str]] = []
     bounds: list[Any] = []
     refused: list[Refused] = []
-    position = 0
+    position = 0 if places is None else places.start
     try:
-        for item in source.read(in_order(names), decoders):
+        for item in source.read(order, decoders):
             if isinstance(item, Refused):
                 refused.append(item)
                 if on_error == "fail":
-                    raise refused_error(refused)
+                    raise refused_error([item])
                 advance(1, refused=1)
+                continue
+            item = _without(item, task, refused, advance)
+            if not len(item.images):
                 continue
             plan = plans.of(item.images)
             images, limits = transform(item.images, plan, item.spare)
             outputs = [names[index] for index in item.indices]
-            writer.write(range(position, position + len(images)), outputs, images, _labels(task, item))
+            run, labels = range(position, position + len(images)), _labels(task, item)
+            write_kept(writer, run, outputs, images, labels, item.kept)
             if any(outputs):
                 originals += [[name, source.path_of(i)] for name, i in zip(outputs, item.indices, strict=True)]
             if plan.normalize.startswith("minmax"):
@@ -346,10 +348,45 @@ def encrypt_shard(
     except BaseException:
         writer.abort()
         raise
+    return published, ledger_of(task, originals, bounds), refused
+
+
+def ledger_of(task: Task, originals: list[list[str]], bounds: list[Any]) -> dict[str, Any]:
+    """A shard's ledger, from the names that its samples have and had, and their bounds."""
     ledger: dict[str, Any] = {"names": originals, "bounds": bounds}
     if task.shard.name != task.original:
         ledger["file"] = task.original
-    return published, ledger, refused
+    return ledger
+
+
+def write_kept(
+    writer: ShardWriter,
+    positions: Sequence[int],
+    names: Sequence[str],
+    images: Array,
+    labels: Sequence[int] | None,
+    kept: Sequence[Mapping[str, Value]] | None,
+) -> None:
+    """Write samples, with the values of fields that pass unchanged where there are some, for which the kind of target
+    has a place then."""
+    if kept is None:
+        writer.write(positions, names, images, labels)
+    else:
+        cast(KeepingWriter, writer).write(positions, names, images, labels, kept)
+
+
+def _without(batch: Batch, task: Task, refused: list[Refused], advance: Advance) -> Batch:
+    """A batch without the samples that are left out, which are entered as refused."""
+    stay = [place for place, index in enumerate(batch.indices) if index not in task.dropped]
+    if len(stay) == len(batch.indices):
+        return batch
+    for index in set(batch.indices) & task.dropped.keys():
+        refused.append(Refused(index, task.source.path_of(index), task.dropped[index]))
+        advance(1)
+    labels = None if batch.labels is None else [batch.labels[place] for place in stay]
+    kept = None if batch.kept is None else [batch.kept[place] for place in stay]
+    indices = [batch.indices[place] for place in stay]
+    return replace(batch, indices=indices, images=batch.images[stay], labels=labels, kept=kept)
 
 
 def _labels(task: Task, batch: Batch) -> list[int] | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from ..errors import StoreError
-from .contract import Shape
+from .contract import Array, Shape
 
 
 def layout_of(shape: tuple[int, ...], path: Path) -> str:
@@ -22,6 +24,18 @@ def layout_of(shape: tuple[int, ...], path: Path) -> str:
     raise StoreError(
         f"{path} has shape {shape} ({which}); images are (N, H, W), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
     )
+
+
+def channels_first(values: Array, shape: tuple[int, ...], path: Path) -> Array:
+    """Some images of an array of this `shape`, as (n, C, H, W).
+
+    Raises:
+        StoreError: as `layout_of`.
+    """
+    layout = layout_of(shape, path)
+    if layout == "NHWC":
+        return np.ascontiguousarray(values.transpose(0, 3, 1, 2))
+    return values[:, None] if layout == "NHW" else values
 
 
 def image_shape(shape: tuple[int, ...], path: Path) -> Shape:

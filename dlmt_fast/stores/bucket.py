@@ -142,16 +142,17 @@ class Bucket(Requests):
             RemoteError: the upload failed, the last time.
         """
         size = path.stat().st_size
-        if not (replace or self.conditional) and self._is_there(name, size, sha256):
+        large = size >= MULTIPART_FROM  # which a killed attempt may have sent whole
+        if not replace and (large or not self.conditional) and self._is_there(name, size, sha256):
             return
         condition = {"IfNoneMatch": "*"} if self.conditional and not replace else {}
         for attempt in range(_ATTEMPTS):
             try:
                 with remote_errors(self.root / name):
-                    if size < MULTIPART_FROM:
-                        self._put(name, path, sha256, condition)
-                    else:
+                    if large:
                         self._put_parts(name, path, size, sha256, condition)
+                    else:
+                        self._put(name, path, sha256, condition)
                 return
             except Conflict:
                 if self._is_there(name, size, sha256):

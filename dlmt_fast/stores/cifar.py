@@ -25,11 +25,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreDamagedError, StoreError
-from .contract import Batch, FileStamp, Refused, ShardSpec, Survey
+from .contract import Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .npy import encode_labels
 from .reading import opened, read_file
 from .restricted_pickle import MAX_BYTES, load
 from .runs import Runs
+from .scattered import ScatteredSamples
 from .walk import Found, exists, files_in, is_file, is_folder, stamp_of
 
 _SHAPE = (3, 32, 32)
@@ -161,6 +162,19 @@ class CifarSource:
     def part(self, samples: range) -> CifarSource:
         """Itself, with all values."""
         return self
+
+    def pick(self, samples: Sequence[int]) -> Reader:
+        return ScatteredSamples(self)
+
+    def find(self, index: int) -> tuple[int, int]:
+        return self._runs.find(index)
+
+    def check(self, shard: int) -> None:
+        """Nothing: it is in memory."""
+
+    def gather(self, shard: int, places: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The images (n, 3, 32, 32) at these places of a split."""
+        return self._splits[shard].images[places]
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +53,10 @@ def changed(path: Path) -> StoreError:
     return StoreError(f"{path} changed since the job began; start again when the source is at rest")
 
 
+#: What the reason of a sample begins with that is not taken because it is equal to another, whose name follows.
+EQUAL = "equal to "
+
+
 @dataclass(frozen=True)
 class Refused:
     """A sample that cannot be taken, by its index in the source, with the reason."""
@@ -61,10 +65,29 @@ class Refused:
     path: str
     reason: str
 
+    @property
+    def equal(self) -> bool:
+        """Whether it is left out because it is equal to another, and nothing is wrong with it."""
+        return self.reason.startswith(EQUAL)
+
+
+#: A value of a field that passes unchanged; the bytes of a tar's member, or what a column holds. None: it has none.
+Value: TypeAlias = bytes | str | int | float | None
+
+KEPT_BYTES = 64 << 10  # of a value that passes: numbers and short text, no image
+
+
+class Kept(NamedTuple):
+    """A field beside image and label that passes unchanged, and what it is in Parquet: "int64", "string", "binary"."""
+
+    name: str
+    type: str
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Samples of one shape: their indices in the source, uint8 images (N, C, H, W), and labels where it has them.
+    """Samples of one shape: their indices in the source, uint8 images (N, C, H, W), labels where it has them, and the
+    values of fields that pass unchanged.
 
     `spare`: nobody else has the images' memory, so a result may be written over them.
     """
@@ -72,6 +95,7 @@ class Batch:
     indices: Sequence[int]
     images: NDArray[np.uint8]
     labels: Sequence[int] | None = None
+    kept: Sequence[Mapping[str, Value]] | None = None
     spare: bool = False
 
 
@@ -169,6 +193,14 @@ class Source(Reader, Protocol):
         """What reads these samples alone."""
         ...
 
+    def pick(self, samples: Sequence[int]) -> Reader:
+        """What reads these samples alone, which may lie anywhere, in any order.
+
+        Raises:
+            StoreError: the source is read in its own order only; the message says what to do.
+        """
+        ...
+
 
 class ShardWriter(Protocol):
     """Takes a shard's transformed samples; nothing is visible under a final name before `publish`."""
@@ -178,3 +210,16 @@ class ShardWriter(Protocol):
     ) -> None: ...
     def publish(self) -> Published: ...
     def abort(self) -> None: ...
+
+
+class KeepingWriter(ShardWriter, Protocol):
+    """A writer of a kind that has a place for fields beside image and label."""
+
+    def write(
+        self,
+        positions: Sequence[int],
+        names: Sequence[str],
+        images: Array,
+        labels: Sequence[int] | None = None,
+        kept: Sequence[Mapping[str, Value]] | None = None,
+    ) -> None: ...

@@ -156,6 +156,12 @@ class FolderSource(FolderImages):
         images._numbers = self._numbers
         return images
 
+    def pick(self, samples: Sequence[int]) -> FolderImages:
+        """What reads these files alone."""
+        images = FolderImages(self.root, self.options, {index: self._stamps[index] for index in samples})
+        images._numbers = self._numbers
+        return images
+
     def survey(self) -> Survey:
         """The shapes of all images, from their headers; several are read at once, and none is kept."""
         survey = Survey()

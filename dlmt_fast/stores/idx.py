@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import gzip
 import io
-import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from isal import igzip, isal_zlib
+from numpy.typing import NDArray
 
 from ..errors import RemoteError, StoreDamagedError, StoreError
-from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
+from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .gzipped import pack
-from .publish import OS, FileOps
 from .reading import opened, size_of
 from .runs import Runs
-from .sliced import SlicedWriter
+from .scattered import ScatteredSamples, gather_items, refuse_remote
+from .sliced import ArrayFile
 from .walk import Found, exists, files_in, glanced, is_folder, stamp_of
 
 _TYPES: dict[int, np.dtype[Any]] = {0x08: np.dtype(np.uint8), 0x0C: np.dtype(">i4"), 0x0D: np.dtype(">f4")}
@@ -34,7 +33,8 @@ _CODES = {"uint8": 0x08, "int32": 0x0C, "float32": 0x0D}
 _IMAGES = re.compile(r"[-_.]idx3[-_.]ubyte(\.gz)?$")
 _LABELS = re.compile(r"[-_.]idx1[-_.]ubyte(\.gz)?$")
 SLICE_BYTES = 1 << 20  # several times the cache of a core; larger ones cost memory and gain no time
-_LABELS_HEADER = 8  # bytes
+LABELS_HEADER = 8  # bytes
+_GZIP = b"\x1f\x8b"
 _GZIP_RATIO = 1040  # deflate cannot shrink further
 _Inflate: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # what its stubs call an instance
 
@@ -79,7 +79,7 @@ def open_idx(path: Path) -> Iterator[IO[bytes]]:
     with opened(path) as raw:
         magic = raw.read(2)
         raw.seek(0)
-        if magic == b"\x1f\x8b":
+        if magic == _GZIP:
             with igzip.IGzipFile(fileobj=raw, mode="rb") as unpacked:  # type: ignore[no-untyped-call]
                 yield io.BufferedReader(unpacked, 1 << 20)
         else:
@@ -150,7 +150,7 @@ def read_labels(path: Path) -> bytes:
     return head + labels
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
     """What an images file and its labels file have in common: "train" of `train-images-idx3-ubyte.gz`."""
     return re.sub(r"[-_.]?(images|labels)$", "", _LABELS.sub("", _IMAGES.sub("", name)))
 
@@ -170,16 +170,22 @@ def read_slices(path: Path, header: Header) -> Iterator[tuple[int, Array]]:
     Raises:
         StoreDamagedError: the file is shorter or longer than its header says.
     """
-    step = max(1, SLICE_BYTES // header.item_bytes)
     with open_idx(path) as file, _own_errors(path):
         file.read(header.data_start)
-        for start in range(0, header.sizes[0], step):
-            count = min(step, header.sizes[0] - start)
-            data = _read_exactly(file, count * header.item_bytes)
-            if len(data) != count * header.item_bytes:
-                have = start + len(data) // header.item_bytes
-                raise StoreDamagedError(f"{path} is truncated: {have} of {header.sizes[0]} images are whole")
-            yield start, np.frombuffer(data, header.dtype).reshape(count, 1, *header.sizes[1:])
+        yield from _read_run(file, path, header, range(header.sizes[0]))
+
+
+def _read_run(file: IO[bytes], path: Path, header: Header, places: range) -> Iterator[tuple[int, Array]]:
+    """`read_slices` of the images at `places`, where `file` stands; at the end of the last it has to end."""
+    step = max(1, SLICE_BYTES // header.item_bytes)
+    for start in range(places.start, places.stop, step):
+        count = min(step, places.stop - start)
+        data = _read_exactly(file, count * header.item_bytes)
+        if len(data) != count * header.item_bytes:
+            have = start + len(data) // header.item_bytes
+            raise StoreDamagedError(f"{path} is truncated: {have} of {header.sizes[0]} images are whole")
+        yield start, np.frombuffer(data, header.dtype).reshape(count, 1, *header.sizes[1:])
+    if places.stop == header.sizes[0]:
         _refuse_more(file, path)
 
 
@@ -195,6 +201,15 @@ def _read_exactly(file: IO[bytes], size: int) -> bytes:
         parts.append(part)
         size -= len(part)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+class _Kept(NamedTuple):
+    """A compressed file that is read on later, and where it stands."""
+
+    shard: int
+    place: int
+    file: IO[bytes]
+    stack: ExitStack
 
 
 class IdxSource:
@@ -220,6 +235,7 @@ class IdxSource:
         self._stamps = [stamp_of(self.root, name, files) for name in sorted(self.images + self.extras)]
         self.headers = [self._header(name) for name in self.images]
         self._labels: dict[int, bytes | None] = {}
+        self._kept: _Kept | None = None
         self._runs = Runs(self.images, [header.sizes[0] for header in self.headers])
 
     def _header(self, name: str) -> Header:
@@ -255,10 +271,10 @@ class IdxSource:
         survey = Survey()
         for name, header in zip(self.images, self.headers, strict=True):
             survey.add((1, header.sizes[1], header.sizes[2]), name, header.sizes[0])
-        counts = {_stem(name): (name, header.sizes[0]) for name, header in zip(self.images, self.headers, strict=True)}
+        counts = {stem(name): (name, header.sizes[0]) for name, header in zip(self.images, self.headers, strict=True)}
         for name in self.extras:
-            found = len(self.read_labels(name)) - _LABELS_HEADER
-            images, count = counts.get(_stem(name), ("", found))
+            found = len(self.read_labels(name)) - LABELS_HEADER
+            images, count = counts.get(stem(name), ("", found))
             if found != count:
                 raise StoreDamagedError(f"{self.root / name} holds {found} labels, and {images} {count} images")
         return survey
@@ -276,6 +292,26 @@ class IdxSource:
     def part(self, samples: range) -> IdxSource:
         """Itself, which holds no values."""
         return self
+
+    def pick(self, samples: Sequence[int]) -> Reader:
+        refuse_remote(self.root)
+        for name in self.images:
+            with open(self.root / name, "rb") as file:
+                if file.read(2) == b"\x1f\x8b":
+                    raise StoreError(f"{self.root / name} is compressed and can be read from its start only; gunzip it")
+        return ScatteredSamples(self)
+
+    def find(self, index: int) -> tuple[int, int]:
+        return self._runs.find(index)
+
+    def check(self, shard: int) -> None:
+        """Refuse a file that changed."""
+        self._check_unchanged(self.images[shard])
+
+    def gather(self, shard: int, places: NDArray[np.int64]) -> Array:
+        """The images (n, 1, H, W) at these places of a plain file."""
+        name, header = self.images[shard], self.headers[shard]
+        return gather_items(self.root / name, header.data_start, header.sizes[1:], places)[:, None]
 
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)
@@ -295,46 +331,57 @@ class IdxSource:
         return None if labels is None else labels[index - first]
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
-        """One shard's images in slices; `indices` is that shard's range."""
+        """A run of one shard's images, in slices. A compressed file is read on where the run before it ended."""
         if not indices:
             return
         shard, first = self._runs.find(indices[0])
-        path = self.root / self.images[shard]
+        path, header = self.root / self.images[shard], self.headers[shard]
+        places = range(indices[0] - first, indices[-1] + 1 - first)
         self._check_unchanged(path.name)
-        for start, images in read_slices(path, self.headers[shard]):
-            yield Batch(range(first + start, first + start + len(images)), images)
+        stack, file = self._at(shard, places.start)
+        with stack, _own_errors(path):
+            for start, images in _read_run(file, path, header, places):
+                yield Batch(range(first + start, first + start + len(images)), images)
+            if places.stop < header.sizes[0] and self.compressed(shard):
+                self._kept = _Kept(shard, places.stop, file, stack.pop_all())
+
+    def compressed(self, shard: int) -> bool:
+        """Whether a file is, so that it can be read from its start only."""
+        with opened(self.root / self.images[shard]) as file:
+            return bool(file.read(2) == _GZIP)
+
+    def _at(self, shard: int, place: int) -> tuple[ExitStack, IO[bytes]]:
+        """An images file, open before one of its images, and what closes it."""
+        kept, self._kept = self._kept, None
+        if kept is not None and (kept.shard, kept.place) == (shard, place):
+            return kept.stack, kept.file
+        if kept is not None:
+            kept.stack.close()
+        with ExitStack() as stack, _own_errors(self.root / self.images[shard]):
+            file = stack.enter_context(open_idx(self.root / self.images[shard]))
+            file.seek(self.headers[shard].data_start + place * self.headers[shard].item_bytes)
+            return stack.pop_all(), file
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_kept": None}
+
+    def __del__(self) -> None:
+        kept: _Kept | None = getattr(self, "_kept", None)
+        if kept is not None:
+            kept.stack.close()
 
 
-class IdxWriter(SlicedWriter):
-    """One IDX file, in a final gzip pass compressed where the name ends in .gz; `sizes` are (N, H, W)."""
+def idx_file(name: str, dtype: str, sizes: tuple[int, ...], level: int = 0) -> ArrayFile:
+    """An IDX file of images (N, H, W), compressed where its name ends in .gz: transformed pixels do not shrink, so that
+    level 0, which stores them, is as good as any.
 
-    def __init__(
-        self,
-        root: Path,
-        store_id: str,
-        shard: int,
-        name: str,
-        dtype: str,
-        sizes: tuple[int, ...],
-        ops: FileOps = OS,
-        level: int = 0,
-    ) -> None:
-        if dtype not in _CODES:
-            raise StoreError(f"IDX files hold uint8, int32 or float32, not {dtype}; choose one with --dtype")
-        self._level = level
-        header = Header(_TYPES[_CODES[dtype]], sizes)
-        packed = struct.pack(">BBBB3I", 0, 0, _CODES[dtype], 3, *sizes)
-        super().__init__(root, store_id, shard, name, packed, header.dtype, sizes[0], header.item_bytes, ops)
-
-    def _complete(self) -> None:
-        """Compress the finished temporary into another one. Level 0: transformed pixels do not shrink anyway."""
-        if not self._name.endswith(".gz"):
-            return
-        plain, packed = self._next_temporary()
-        try:
-            os.lseek(plain, 0, os.SEEK_SET)
-            chunks = iter(lambda: os.read(plain, 1 << 20), b"")
-            pack(chunks, partial(self._ops.write, packed), self._level)
-        finally:
-            self._ops.close(plain)
-        self._ops.unlink(self._temporaries[0])
+    Raises:
+        StoreError: no IDX file holds this dtype.
+    """
+    if dtype not in _CODES:
+        raise StoreError(f"IDX files hold uint8, int32 or float32, not {dtype}; choose one with --dtype")
+    header = Header(_TYPES[_CODES[dtype]], sizes)
+    packed = struct.pack(">BBBB3I", 0, 0, _CODES[dtype], 3, *sizes)
+    return ArrayFile(
+        packed, header.dtype, sizes[0], header.item_bytes, gzip_level=level if name.endswith(".gz") else None
+    )

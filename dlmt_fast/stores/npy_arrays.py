@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import StoreDamagedError, StoreError
-from .axes import image_shape, layout_of
-from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
+from .axes import channels_first, image_shape, layout_of
+from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .decode import SUFFIXES
 from .npy import encode_header, encode_labels
-from .publish import OS, FileOps
 from .reading import head_of, opened, size_of
 from .runs import Runs, labels_beside
-from .sliced import SlicedWriter
+from .scattered import ScatteredSamples, gather_items, refuse_remote
+from .sliced import ArrayFile
 from .walk import Found, exists, files_in, glanced, is_file, is_folder, stamp_of
 
 SLICE_BYTES = 1 << 20  # several times the cache of a core; larger ones cost memory and gain no time
@@ -97,7 +97,6 @@ def read_slices(path: Path, header: ArrayHeader, samples: range) -> Iterator[tup
         StoreDamagedError: the file ends early.
     """
     step = max(1, SLICE_BYTES // header.item_bytes)
-    layout = layout_of(header.shape, path)
     with opened(path) as file:
         file.seek(header.data_start + samples.start * header.item_bytes)
         for start in range(samples.start, samples.stop, step):
@@ -106,10 +105,7 @@ def read_slices(path: Path, header: ArrayHeader, samples: range) -> Iterator[tup
             if len(data) != count * header.item_bytes:
                 raise StoreDamagedError(f"{path} was cut while it was read")
             values = np.frombuffer(data, header.dtype).reshape(count, *header.shape[1:])
-            if layout == "NHWC":
-                yield start, np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-            else:
-                yield start, values[:, None] if layout == "NHW" else values
+            yield start, channels_first(values, header.shape, path)
 
 
 def labels_name(images: str) -> str:
@@ -216,6 +212,22 @@ class NpySource:
         """Itself, which holds no values."""
         return self
 
+    def pick(self, samples: Sequence[int]) -> Reader:
+        refuse_remote(self.root)
+        return ScatteredSamples(self)
+
+    def find(self, index: int) -> tuple[int, int]:
+        return self._runs.find(index)
+
+    def check(self, shard: int) -> None:
+        """Refuse a file that changed."""
+        self._check_unchanged(self.images[shard])
+
+    def gather(self, shard: int, places: NDArray[np.int64]) -> Array:
+        """The images (n, C, H, W) at these places of a file."""
+        path, header = self.root / self.images[shard], self.headers[shard]
+        return channels_first(gather_items(path, header.data_start, header.shape[1:], places), header.shape, path)
+
     def path_of(self, index: int) -> str:
         return self._runs.path_of(index)
 
@@ -241,29 +253,11 @@ class NpySource:
             yield Batch(range(first + start, first + start + len(images)), images)
 
 
-class NpyWriter(SlicedWriter):
-    """One .npy file of images, version 1.0, in the layout that its `shape` has; `numpy.load(..., mmap_mode="r")`
-    reads it."""
-
-    def __init__(
-        self,
-        root: Path,
-        store_id: str,
-        shard: int,
-        name: str,
-        dtype: str,
-        shape: tuple[int, ...],
-        ops: FileOps = OS,
-    ) -> None:
-        values = np.dtype(dtype).newbyteorder("<")
-        self._layout = layout_of(shape, root / name)
-        header = ArrayHeader(values, shape, 0)
-        super().__init__(
-            root, store_id, shard, name, encode_header(values, shape), values, shape[0], header.item_bytes, ops
-        )
-
-    def write(
-        self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
-    ) -> None:
-        """Values (n, C, H, W) at `positions`, a run of consecutive places within the shard."""
-        super().write(positions, names, images.transpose(0, 2, 3, 1) if self._layout == "NHWC" else images)
+def npy_file(name: str, dtype: str, shape: tuple[int, ...]) -> ArrayFile:
+    """A .npy file of images, version 1.0, in the layout that its `shape` has; `numpy.load(..., mmap_mode="r")` reads
+    it."""
+    values = np.dtype(dtype).newbyteorder("<")
+    header = ArrayHeader(values, shape, 0)
+    return ArrayFile(
+        encode_header(values, shape), values, shape[0], header.item_bytes, layout_of(shape, Path(name)) == "NHWC"
+    )

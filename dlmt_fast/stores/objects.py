@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from ..errors import RemoteError, StoreError, UsageError
 from .bucket import Bucket
 from .publish import file_digest
-from .remote import files_below
+from .remote import file_system, files_below
 from .remote_errors import remote_errors
 
 _S3 = ("s3", "s3a")
@@ -116,7 +116,7 @@ class PlainObjects:
     conditional = False
 
     def __init__(self, root: Any) -> None:
-        self.root, self._fs, self._path = root, root.fs, root.path.rstrip("/")
+        self.root, self._fs, self._path = root, file_system(root), root.path.rstrip("/")
         self.shared = root.protocol != "memory"
 
     def entries(self) -> Iterator[tuple[str, int]]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all
-from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
+from .contract import Array, Batch, FileStamp, Kept, Refused, Shape, ShardSpec, Survey
 from .decode import decode_bytes, probe_bytes
 from .location import is_remote
 from .parquet_format import Columns, Row, is_parquet_name, read_footer, read_rows, shard_name, split_of
@@ -61,8 +61,10 @@ class ParquetRows:
         columns: Columns,
         stamps: dict[str, FileStamp],
         groups: Sequence[Group],
+        kept: Sequence[Kept] = (),
     ) -> None:
         self.root, self.decoding, self.columns = root, decoding, columns
+        self.kept = tuple(kept)
         self._by_path, self._groups = stamps, groups
         self._starts = [group.rows.start for group in groups]
         self._known: tuple[int, list[Row]] = (-1, [])
@@ -90,18 +92,21 @@ class ParquetRows:
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """Rows in their own order, whatever the order of `indices`; images are decoded in `workers` threads."""
-        labels: dict[int, int] = {}
-        for item in decode_all(self._encoded(set(indices), labels), workers):
-            if isinstance(item, Batch) and self.columns.label is not None:
-                yield replace(item, labels=[labels.pop(index) for index in item.indices])
-            else:
+        rows: dict[int, Row] = {}
+        for item in decode_all(self._encoded(set(indices), rows), workers):
+            if isinstance(item, Refused):
+                rows.pop(item.index)
                 yield item
+                continue
+            found = [rows.pop(index) for index in item.indices]
+            labels = None if self.columns.label is None else [row.label or 0 for row in found]
+            yield replace(item, labels=labels, kept=[row.kept for row in found] if self.kept else None)
 
-    def _encoded(self, wanted: set[int], labels: dict[int, int]) -> Iterator[Encoded]:
+    def _encoded(self, wanted: set[int], rows: dict[int, Row]) -> Iterator[Encoded]:
         for _, run in groupby(self._groups, key=lambda group: group.path):
             for row in self._rows([group for group in run if not wanted.isdisjoint(group.rows)]):
                 if row.index in wanted:
-                    labels[row.index] = row.label or 0
+                    rows[row.index] = replace(row, image=None)
                     yield Encoded(row.index, self.path_of(row.index), partial(self._decode, row))
 
     def _rows(self, groups: list[Group], names_only: bool = False) -> Iterator[Row]:
@@ -114,7 +119,7 @@ class ParquetRows:
         stamp = self._by_path[path]
         if not is_remote(self.root):
             stamp.check_unchanged(self.root)
-        yield from read_rows(self.root / path, self.columns, places, rows, names_only, stamp)
+        yield from read_rows(self.root / path, self.columns, places, rows, names_only, stamp, self.kept)
 
     def _decode(self, row: Row) -> Array:
         self._check(row)
@@ -134,7 +139,13 @@ class ParquetSource(ParquetRows):
     named = own_names = True
     in_folders = single = False
 
-    def __init__(self, path: Path, decoding: Decoding | None = None, shard_rows: int = SHARD_ROWS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        decoding: Decoding | None = None,
+        shard_rows: int = SHARD_ROWS,
+        keep: Sequence[str] = (),
+    ) -> None:
         if not exists(path):
             raise StoreError(f"{path} does not exist")
         folder = is_folder(path)
@@ -147,11 +158,12 @@ class ParquetSource(ParquetRows):
         self._stamps = [stamp_of(root, name, names) for name in files]
         self._shard_rows, start = shard_rows, 0
         columns: Columns | None = None
+        kept: tuple[Kept, ...] = ()
         groups: list[Group] = []
         for name in files:
-            footer = read_footer(root / name)
-            columns = columns or footer.columns
-            if columns != footer.columns:
+            footer = read_footer(root / name, keep)
+            columns, kept = columns or footer.columns, kept or footer.kept
+            if (columns, kept) != (footer.columns, footer.kept):
                 raise StoreError(f"{root / name} has other columns or classes than {files[0]}: {footer.columns}")
             first = start
             for place, count in enumerate(footer.groups):
@@ -159,13 +171,15 @@ class ParquetSource(ParquetRows):
                 start += count
         if columns is None or not start:
             raise StoreError(f"{path} holds no rows")
-        super().__init__(root, decoding or Decoding(), columns, {s.path: s for s in self._stamps}, groups)
+        super().__init__(root, decoding or Decoding(), columns, {s.path: s for s in self._stamps}, groups, kept)
 
     @property
     def left_alone(self) -> str:
         """Files and columns that are not read, in words; empty where there is none."""
         files = [f"{', '.join(self._left_out)} (no Parquet by name)"] if self._left_out else []
-        columns = [f"the columns {', '.join(self.columns.dropped)}"] if self.columns.dropped else []
+        kept = {name for name, _ in self.kept}
+        dropped = [name for name in self.columns.dropped if name not in kept]
+        columns = [f"the columns {', '.join(dropped)}"] if dropped else []
         return " and ".join(files + columns)
 
     @property
@@ -223,7 +237,12 @@ class ParquetSource(ParquetRows):
             group for group in self._groups if group.rows.start < samples.stop and samples.start < group.rows.stop
         ]
         stamps = {group.path: self._by_path[group.path] for group in groups}
-        return ParquetRows(self.root, self.decoding, self.columns, stamps, groups)
+        return ParquetRows(self.root, self.decoding, self.columns, stamps, groups, self.kept)
+
+    def pick(self, samples: Sequence[int]) -> ParquetRows:
+        raise StoreError(
+            "Parquet is read by row groups: --shuffle does not apply to it; encrypt it to a folder or write it shuffled"
+        )
 
 
 def _is_plain(path: str) -> bool:

@@ -6,21 +6,29 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ..canonical import parse_json
 from ..errors import DlmtError, StoreDamagedError, StoreError, missing
-from .contract import FileStamp
+from .contract import KEPT_BYTES, FileStamp, Kept, Value
 from .location import is_remote
 from .reading import opened, size_of
 
 METADATA_KEY = b"huggingface"
 _READ_ROWS = 16  # rows that are in memory at once
 _BUFFER = 1 << 20  # bytes read ahead in each column, instead of a whole row group
+#: The types of columns that can pass, as Arrow and as Hugging Face's datasets call them.
+KEPT_TYPES = {f"{sign}int{bits}": f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)} | {
+    "float": "float32",
+    "double": "float64",
+    "bool": "bool",
+    "string": "string",
+    "binary": "binary",
+}
 _NAME = re.compile(r"(?s).*\.parquet")
 
 
@@ -44,10 +52,11 @@ class Columns:
 
 @dataclass(frozen=True)
 class Footer:
-    """What the end of a file says: its columns, and the number of rows in each row group."""
+    """What the end of a file says: its columns, the number of rows in each row group, and the columns that pass."""
 
     columns: Columns
     groups: tuple[int, ...]
+    kept: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class Row:
     image: bytes | None
     path: str | None
     label: int | None
+    kept: Mapping[str, Value] = field(default_factory=dict)
 
 
 def library() -> Any:
@@ -92,18 +102,23 @@ def is_parquet_name(name: str) -> bool:
     return _NAME.fullmatch(name.lower()) is not None
 
 
-def features(image: bool, label: bool, classes: Sequence[str] | None) -> bytes:
-    """The value of "huggingface": which columns are images (else plain bytes) and labels."""
+def features(image: bool, label: bool, classes: Sequence[str] | None, kept: Sequence[Kept] = ()) -> bytes:
+    """The value of "huggingface": which columns are images (else plain bytes), labels, and others."""
     whole: dict[str, Any] = {"_type": "ClassLabel", "names": list(classes or ())}
     fields = {"bytes": {"_type": "Value", "dtype": "binary"}, "path": {"_type": "Value", "dtype": "string"}}
     found: dict[str, Any] = {"image": {"_type": "Image"} if image else fields}
     if label:
         found["label"] = {"_type": "Value", "dtype": "int64"} if classes is None else whole
+    for name, kind in kept:
+        found[name] = {"_type": "Value", "dtype": KEPT_TYPES[kind]}
     return json.dumps({"info": {"features": found}}).encode("utf-8")
 
 
-def read_footer(path: Path) -> Footer:
+def read_footer(path: Path, keep: Sequence[str] | None = ()) -> Footer:
     """The end of a file, checked.
+
+    Args:
+        keep: the columns that are to pass; None: all beside image and label.
 
     Raises:
         StoreDamagedError: it is no Parquet file, or truncated.
@@ -115,7 +130,8 @@ def read_footer(path: Path) -> Footer:
             raise StoreDamagedError(f"{path} is damaged: its row groups do not have as many rows as it says")
         if sum(groups) > size_of(path):
             raise StoreDamagedError(f"{path} is damaged: it claims {sum(groups)} rows, more than it has bytes")
-        return Footer(_columns(file.schema_arrow, path), groups)
+        columns = _columns(file.schema_arrow, path)
+        return Footer(columns, groups, _kept(file.schema_arrow, columns, keep, path))
 
 
 def read_rows(
@@ -125,6 +141,7 @@ def read_rows(
     rows: range,
     names_only: bool = False,
     stamp: FileStamp | None = None,
+    kept: Sequence[Kept] = (),
 ) -> Iterator[Row]:
     """The rows of some row groups, a few in memory at a time.
 
@@ -139,17 +156,29 @@ def read_rows(
     wanted = [columns.image] + ([columns.label] if columns.label else [])
     if names_only:
         wanted = ([f"{columns.image}.path"] if columns.paths else []) + ([columns.label] if columns.label else [])
+    names = [] if names_only else [name for name, _ in kept]
+    wanted += names
     with _opened(path, stamp) as file:
         left = iter(rows)
         for batch in file.iter_batches(_READ_ROWS, list(groups), wanted, use_threads=False) if wanted else ():
-            for values in zip(*_values(batch, columns, names_only), strict=True):
+            fields = [batch.column(name).to_pylist() for name in names]
+            kept_values = zip(*fields, strict=True) if names else [()] * len(batch)
+            for values, others in zip(zip(*_values(batch, columns, names_only), strict=True), kept_values, strict=True):
                 index = next(left, None)
                 if index is None:
                     raise StoreDamagedError(f"{path} is damaged: it has more rows than it says")
                 image, name, label = (None if value is None else value.as_py() for value in values)
-                yield Row(index, image, None if name is None else name.decode("utf-8", "replace"), label)
+                found = dict(zip(names, others, strict=True))
+                _refuse_long(found, f"{path}#{index}")
+                yield Row(index, image, None if name is None else name.decode("utf-8", "replace"), label, found)
     if wanted and next(left, None) is not None:
         raise StoreDamagedError(f"{path} is damaged: it has fewer rows than it says")
+
+
+def _refuse_long(values: Mapping[str, Value], where: str) -> None:
+    for name, value in values.items():
+        if isinstance(value, (str, bytes)) and len(value) > KEPT_BYTES:
+            raise StoreError(f"{where} has {len(value)} characters in {name}; --keep passes at most {KEPT_BYTES}")
 
 
 def _values(batch: Any, columns: Columns, names_only: bool) -> tuple[Any, Any, Any]:
@@ -166,6 +195,19 @@ def _values(batch: Any, columns: Columns, names_only: bool) -> tuple[Any, Any, A
         paths = parts[names.index("path")].cast(pa.large_binary()) if columns.paths else nothing
     labels = batch.column(columns.label).cast(pa.int64()) if columns.label else nothing
     return image, paths, labels
+
+
+def _kept(schema: Any, columns: Columns, keep: Sequence[str] | None, path: Path) -> tuple[Kept, ...]:
+    found = []
+    for name in columns.dropped if keep is None else keep:
+        if name not in columns.dropped:
+            others = ", ".join(columns.dropped) or "none"
+            raise StoreError(f"{path} has no column {name} for --keep beside image and label; there are: {others}")
+        kind = str(schema.field(name).type).removeprefix("large_")
+        if kind not in KEPT_TYPES or (kind == "binary" and keep is not None):
+            raise StoreError(f"{path}: the column {name} holds {kind}; --keep passes numbers and text")
+        found.append(Kept(name, kind))
+    return tuple(found)
 
 
 def _columns(schema: Any, path: Path) -> Columns:

@@ -8,14 +8,14 @@ every value and could not hold images of several sizes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import StoreError
-from .contract import Array, Published
+from .contract import Array, Kept, Published, Value
 from .npy import encode_npy
 from .parquet_format import METADATA_KEY, features, library
 from .png import encode_png
@@ -54,6 +54,7 @@ class ParquetWriter:
         labels: whether each image comes with an integer, for the column `label`.
         classes: the names of the labels, where they are to be public.
         paths: whether the names go into `image.path`, where there is one; else that is null everywhere.
+        kept: columns that pass unchanged.
     """
 
     def __init__(
@@ -67,15 +68,19 @@ class ParquetWriter:
         classes: Sequence[str] | None = None,
         paths: bool = False,
         ops: FileOps = OS,
+        kept: Sequence[Kept] = (),
     ) -> None:
         pa = library()
         self._root, self._name, self._ops, self._dtype = root, name, ops, np.dtype(dtype)
         self._paths = paths
         self._image = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
         fields = [pa.field("image", self._image)] + ([pa.field("label", pa.int64())] if labels else [])
+        self._kept, self._labelled = tuple(kept), labels
+        fields += [pa.field(name, pa.type_for_alias(kind)) for name, kind in self._kept]
         self._schema = pa.schema(fields)
-        self._features = features(self._dtype == np.uint8, labels, classes)
+        self._features = features(self._dtype == np.uint8, labels, classes, self._kept)
         self._rows: list[tuple[bytes | bytearray, str | None, int | None]] = []
+        self._values: list[Mapping[str, Value]] = []
         self._group_bytes = self._count = 0
         self._renamed: Path | None = None
         self._file = StreamedFile(root / temporary_name(store_id, shard), ops)
@@ -96,10 +101,16 @@ class ParquetWriter:
             raise
 
     def write(
-        self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
+        self,
+        positions: Sequence[int],
+        names: Sequence[str],
+        images: Array,
+        labels: Sequence[int] | None = None,
+        kept: Sequence[Mapping[str, Value]] | None = None,
     ) -> None:
-        """Append images (n, C, H, W), in the order of `positions`, with their labels where the file has them."""
-        if (labels is not None) != ("label" in self._schema.names):
+        """Append images (n, C, H, W), in the order of `positions`, with their labels and kept values where the file has
+        them."""
+        if (labels is not None) != self._labelled:
             raise StoreError(f"{self._name}: some images have labels and some have none")
         encode = encode_png if self._dtype == np.uint8 else encode_npy
         for place, (name, image) in enumerate(zip(names, images, strict=True)):
@@ -107,6 +118,7 @@ class ParquetWriter:
             self._rows.append(
                 (data, (name or None) if self._paths else None, None if labels is None else int(labels[place]))
             )
+            self._values.append(kept[place] if kept is not None else {})
             self._group_bytes += len(data)
             if len(self._rows) >= GROUP_ROWS or self._group_bytes >= GROUP_BYTES:
                 self._flush()
@@ -139,8 +151,10 @@ class ParquetWriter:
         image = pa.StructArray.from_arrays(
             [pa.array(images, pa.binary()), pa.array(paths, pa.string())], fields=list(self._image)
         )
-        columns = [image] + ([pa.array(labels, pa.int64())] if len(self._schema) > 1 else [])
+        columns = [image] + ([pa.array(labels, pa.int64())] if self._labelled else [])
+        for name, kind in self._kept:
+            columns.append(pa.array([values.get(name) for values in self._values], pa.type_for_alias(kind)))
         table = pa.Table.from_arrays(columns, schema=self._schema)
         self._writer.write_table(table, row_group_size=len(self._rows))
         self._count += len(self._rows)
-        self._rows, self._group_bytes = [], 0
+        self._rows, self._values, self._group_bytes = [], [], 0

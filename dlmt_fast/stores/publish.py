@@ -28,6 +28,10 @@ class FileOps:
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         return os.open(path, flags, mode)
 
+    def reopen(self, path: Path) -> int:
+        """Open a file for writing at any place in it; links are not followed."""
+        return os.open(path, os.O_RDWR | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0))
+
     def write(self, descriptor: int, data: bytes | bytearray | memoryview) -> None:
         view = memoryview(data).cast("B")
         while view:
@@ -38,6 +42,10 @@ class FileOps:
 
     def fsync(self, descriptor: int) -> None:
         os.fsync(descriptor)
+
+    def datasync(self, descriptor: int) -> None:
+        """What is needed to read the file's bytes again; times are not."""
+        getattr(os, "fdatasync", os.fsync)(descriptor)
 
     def close(self, descriptor: int) -> None:
         os.close(descriptor)

@@ -128,7 +128,7 @@ def _s3_file() -> Any:
     class KnownFile(S3File):  # type: ignore[misc]
         def __init__(self, files: Any, key: str, details: dict[str, Any]) -> None:
             self.details = details
-            super().__init__(files, key, "rb", cache_type="none")
+            super().__init__(files, key, "rb", cache_type="none", requester_pays=bool(files.req_kw))
 
     return KnownFile
 

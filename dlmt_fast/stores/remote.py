@@ -94,15 +94,13 @@ def children(folder: Path) -> Iterator[Listed]:
     if is_s3(folder):
         yield from _s3_listed(folder, "/")
         return
-    above = key_of(folder).rstrip("/") + "/"
     with remote_errors(folder):
         files = file_system(folder)
         found = files.ls(key_of(folder), detail=True)
         files.invalidate_cache()  # which would grow with the store
     for told in found:
-        name = str(told["name"]).rstrip("/").removeprefix(above)
-        linked = protocol_of(folder).startswith("http") and "?" in name  # the same page, sorted otherwise
-        if "/" in name or not name or linked:  # the folder itself, which some list too, or what is elsewhere
+        name = _name_in(folder, str(told["name"]))
+        if name is None:
             continue
         if told["type"] == "directory":
             yield Listed(_checked(name, folder), True)
@@ -110,6 +108,23 @@ def children(folder: Path) -> Iterator[Listed]:
         if told.get("size") is None:
             told = information(folder / name)
         yield Listed(_checked(name, folder), False, *size_and_state(told, str(folder / name)))
+
+
+def _name_in(folder: Path, told: str) -> str | None:
+    """What an entry of a listing is called within its folder; None where it is no entry of that.
+
+    Raises:
+        StoreError: the listing is not understood, so that files could be lost.
+    """
+    above, whole = key_of(folder).strip("/"), told.strip("/")
+    name = whole.removeprefix(above + "/")
+    if whole == above:
+        return None  # some list the folder itself too
+    if protocol_of(folder).startswith("http") and (name == whole or "/" in name or "?" in name):
+        return None  # a page also links to elsewhere, and to itself in another order
+    if name == whole or "/" in name:
+        raise StoreError(f"{folder}: its listing names {told!r}, which is not in it")
+    return name
 
 
 def files_below(folder: Path) -> Iterator[Listed]:

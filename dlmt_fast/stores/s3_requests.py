@@ -9,6 +9,7 @@ from threading import Event
 from typing import Any
 
 from ..errors import DlmtError, RemoteError
+from .remote import file_system
 from .remote_errors import remote_errors
 
 _CONFLICTING, _NOT_IMPLEMENTED = (409, 412), 501
@@ -23,7 +24,7 @@ class Requests:
     """Asks for one thing at a time; several threads may ask at once."""
 
     def __init__(self, root: Any) -> None:
-        self.root, self._fs = root, root.fs
+        self.root, self._fs = root, file_system(root)
         self._bucket, _, prefix = root.path.partition("/")
         self._prefix = f"{prefix.rstrip('/')}/" if prefix.strip("/") else ""
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,37 +12,57 @@ import numpy as np
 
 from ..errors import StoreError
 from .contract import Array, Published
+from .gzipped import pack
 from .publish import OS, FileOps, file_digest, temporary_name
+from .streamed import StreamedFile
+
+_PIECE = 1 << 20  # bytes read at once
+
+
+@dataclass(frozen=True)
+class ArrayFile:
+    """How images lie in a file: `header`, then `count` images of `item_bytes` each.
+
+    Attributes:
+        dtype: as the values lie in the file, byte order included.
+        channels_last: an image lies there as (H, W, C).
+        gzip_level: the file is compressed in a final pass; None: it is not.
+    """
+
+    header: bytes
+    dtype: np.dtype[Any]
+    count: int
+    item_bytes: int
+    channels_last: bool = False
+    gzip_level: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes of the whole file, before it is compressed."""
+        return self.offset(self.count)
+
+    def offset(self, position: int) -> int:
+        """Where the image of that place in the array begins."""
+        return len(self.header) + position * self.item_bytes
+
+    def encode(self, images: Array) -> memoryview:
+        """The bytes of images (n, C, H, W)."""
+        ordered = images.transpose(0, 2, 3, 1) if self.channels_last else images
+        return np.ascontiguousarray(ordered.astype(self.dtype, copy=False)).data.cast("B")
 
 
 class SlicedWriter:
-    """Writes `header`, then `count` images of `item_bytes` each.
+    """Writes one such file from its start to its end, as shard `shard`."""
 
-    Args:
-        dtype: as the values lie in the file, byte order included.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        store_id: str,
-        shard: int,
-        name: str,
-        header: bytes,
-        dtype: np.dtype[Any],
-        count: int,
-        item_bytes: int,
-        ops: FileOps = OS,
-    ) -> None:
-        self._root, self._store_id, self._shard, self._name, self._ops = root, store_id, shard, name, ops
-        self._dtype, self._count, self._item_bytes, self._data_start = dtype, count, item_bytes, len(header)
-        self._temporaries = [root / temporary_name(store_id, shard)]
+    def __init__(self, root: Path, store_id: str, shard: int, name: str, file: ArrayFile, ops: FileOps = OS) -> None:
+        self._root, self._name, self._file, self._ops = root, name, file, ops
+        self._temporaries = [root / temporary_name(store_id, shard), root / temporary_name(store_id, shard)]
         self._renamed: Path | None = None
         self._written = 0
         self._descriptor: int | None = ops.create(self._temporaries[0])
         try:
-            self._write_at(0, header)
-            ops.truncate(self._descriptor, self._data_start + count * item_bytes)
+            ops.write(self._descriptor, file.header)
+            ops.truncate(self._descriptor, file.size)
         except BaseException:
             self.abort()
             raise
@@ -49,23 +70,30 @@ class SlicedWriter:
     def write(
         self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
     ) -> None:
-        """Values at `positions`, a run of consecutive places within the shard; they lie in the file as in `images`."""
-        values = np.ascontiguousarray(images.astype(self._dtype, copy=False))
-        self._write_at(self._data_start + positions[0] * self._item_bytes, values.data.cast("B"))
-        self._written += len(values)
+        """Images (n, C, H, W) at `positions`, a run of consecutive places within the shard."""
+        assert self._descriptor is not None
+        os.lseek(self._descriptor, self._file.offset(positions[0]), os.SEEK_SET)
+        self._ops.write(self._descriptor, self._file.encode(images))
+        self._written += len(images)
 
     def publish(self) -> Published:
         assert self._descriptor is not None
-        if self._written != self._count:
-            raise StoreError(f"{self._name}: {self._written} of {self._count} images came to be written")
-        self._complete()
-        self._ops.fsync(self._descriptor)
+        if self._written != self._file.count:
+            raise StoreError(f"{self._name}: {self._written} of {self._file.count} images came to be written")
+        if self._file.gzip_level is None:
+            self._ops.fsync(self._descriptor)
         self._close()
-        size, digest = file_digest(self._temporaries[-1])
-        self._ops.rename(self._temporaries[-1], self._root / self._name)
+        whole, packed = self._temporaries
+        if self._file.gzip_level is None:
+            size, digest = file_digest(whole)
+        else:
+            size, digest = pack_file(pieces_of(whole), packed, self._file.gzip_level, self._ops)
+            self._ops.unlink(whole)
+            whole = packed
+        self._ops.rename(whole, self._root / self._name)
         self._renamed = self._root / self._name
         self._ops.fsync_directory(self._root)
-        return Published(self._name, self._count, size, digest)
+        return Published(self._name, self._file.count, size, digest)
 
     def abort(self) -> None:
         try:
@@ -74,23 +102,26 @@ class SlicedWriter:
             for path in (*self._temporaries, *([self._renamed] if self._renamed else [])):
                 self._ops.unlink(path)
 
-    def _complete(self) -> None:
-        """What remains to be done when all values are written; `_next_temporary` may replace the file."""
-
-    def _next_temporary(self) -> tuple[int, int]:
-        """Begin another temporary, which will be published; gives the descriptors of the one before, to be closed by
-        the caller, and of the new one."""
-        assert self._descriptor is not None
-        self._temporaries.append(self._root / temporary_name(self._store_id, self._shard))
-        before, self._descriptor = self._descriptor, self._ops.create(self._temporaries[-1])
-        return before, self._descriptor
-
-    def _write_at(self, offset: int, data: bytes | memoryview) -> None:
-        assert self._descriptor is not None
-        os.lseek(self._descriptor, offset, os.SEEK_SET)
-        self._ops.write(self._descriptor, data)
-
     def _close(self) -> None:
         if self._descriptor is not None:
             descriptor, self._descriptor = self._descriptor, None
             self._ops.close(descriptor)
+
+
+def pieces_of(path: Path) -> Iterable[bytes]:
+    """The content of a file, piece by piece."""
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            yield piece
+
+
+def pack_file(pieces: Iterable[bytes], path: Path, level: int, ops: FileOps) -> tuple[int, str]:
+    """Write the gzip file of `pieces` to a new temporary, synced; gives its size and SHA-256."""
+    packed = StreamedFile(path, ops)
+    try:
+        pack(pieces, packed.write, level)
+        packed.finish()
+    except BaseException:
+        packed.discard()
+        raise
+    return packed.size, packed.sha256

@@ -10,12 +10,12 @@ from __future__ import annotations
 import os
 import re
 import tarfile
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO, NamedTuple, TypeAlias
 
 from ..errors import StoreDamagedError, StoreError
-from .contract import FileStamp, Shape
+from .contract import KEPT_BYTES, FileStamp, Shape
 from .decode import SUFFIXES
 from .reading import opened
 
@@ -31,7 +31,8 @@ _NUMBER_BYTES = 24  # a longer content is no class number
 
 class Sample(NamedTuple):
     """A sample: its key, the field that is its image ("" where `fault` says why there is none), where that lies, all
-    other fields, those of `LABELS` that hold a class number, and what the `probe` of `read_index` said of the image."""
+    other fields, those of `LABELS` that hold a class number, (offset, size) of the fields that were asked for, and what
+    the `probe` of `read_index` said of the image."""
 
     key: str
     image: str
@@ -40,6 +41,7 @@ class Sample(NamedTuple):
     fields: tuple[str, ...]
     numbers: dict[str, int]
     fault: str = ""
+    kept: Mapping[str, tuple[int, int]] = {}
     probed: Probed | None = None
 
     @property
@@ -69,12 +71,14 @@ def read_index(
     suffixes: Collection[str] = SUFFIXES,
     stamp: FileStamp | None = None,
     probe: Callable[[bytes], Probed] | None = None,
+    keep: Callable[[str], bool] = lambda field: False,
 ) -> Index:
     """The index of a plain tar; a field is an image if it ends as one of `suffixes`.
 
     Args:
         stamp: of the tar.
         probe: called with the file of each image on the way, where the tar is not to be read a second time.
+        keep: whether a field is asked for, so that its place is in the index.
 
     Raises:
         StoreDamagedError: it is none, it is truncated, or its members are not those of samples.
@@ -91,14 +95,14 @@ def read_index(
                 nameless += not info.isdir()
                 continue
             if run and member.key != run[0].key:
-                samples.append(_sample(run, path, suffixes))
+                samples.append(_sample(run, path, suffixes, keep))
                 run = []
             if not run and member.key in seen:
                 raise StoreDamagedError(f"{path} holds the key {member.key} in two places; keys name one sample each")
             seen.add(member.key)
             run.append(member)
     if run:
-        samples.append(_sample(run, path, suffixes))
+        samples.append(_sample(run, path, suffixes, keep))
     return Index(samples, nameless)
 
 
@@ -172,7 +176,7 @@ def _content(info: tarfile.TarInfo, file: IO[bytes]) -> bytes:
     return data
 
 
-def _sample(run: list[_Member], path: Path, suffixes: Collection[str]) -> Sample:
+def _sample(run: list[_Member], path: Path, suffixes: Collection[str], keep: Callable[[str], bool]) -> Sample:
     fields = [member.field for member in run]
     if len(set(fields)) != len(fields):
         twice = next(field for field in fields if fields.count(field) > 1)
@@ -184,4 +188,13 @@ def _sample(run: list[_Member], path: Path, suffixes: Collection[str]) -> Sample
         return Sample(run[0].key, "", 0, 0, tuple(fields), numbers, f"its sample has {found}; one was expected")
     image = images[0]
     others = tuple(field for field in fields if field != image.field)
-    return Sample(image.key, image.field, image.offset, image.size, others, numbers, probed=image.probed)
+    kept = {member.field: _place_of(member, path) for member in run if member.field in others and keep(member.field)}
+    return Sample(image.key, image.field, image.offset, image.size, others, numbers, kept=kept, probed=image.probed)
+
+
+def _place_of(member: _Member, path: Path) -> tuple[int, int]:
+    if member.size > KEPT_BYTES:
+        raise StoreError(
+            f"{path} holds {member.key}.{member.field} of {member.size} bytes; --keep passes at most {KEPT_BYTES}"
+        )
+    return member.offset, member.size

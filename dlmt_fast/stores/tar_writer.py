@@ -1,17 +1,18 @@
 """One tar of samples (WebDataset) whose bytes depend on the images, names and labels alone: no time, no user, one mode.
 
 A sample is `KEY.png` (uint8; PNG in stored blocks) or `KEY.npy` (any other dtype, (C, H, W)), and `KEY.cls` with its
-class number in digits, where it has one. The `webdataset` package and `datasets` read both by themselves.
+class number in digits, where it has one; fields that are kept follow. The `webdataset` package and `datasets` read both
+by themselves.
 """
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import StoreError
-from .contract import Array, Published
+from .contract import Array, Published, Value
 from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, temporary_name
@@ -31,9 +32,14 @@ class TarWriter:
         self._file = StreamedFile(root / temporary_name(store_id, shard), ops)
 
     def write(
-        self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
+        self,
+        positions: Sequence[int],
+        names: Sequence[str],
+        images: Array,
+        labels: Sequence[int] | None = None,
+        kept: Sequence[Mapping[str, Value]] | None = None,
     ) -> None:
-        """Append images (n, C, H, W) as members of these names, each with its label behind it."""
+        """Append images (n, C, H, W) as members of these names, each with its label and kept fields behind it."""
         for place, (name, image) in enumerate(zip(names, images, strict=True)):
             key, field = key_of(name)
             if key in self._keys:
@@ -42,6 +48,9 @@ class TarWriter:
             data = _member(name, encode_png(image) if field == "png" else encode_npy(image))
             if labels is not None:
                 data += _member(f"{key}.cls", str(int(labels[place])).encode("ascii"))
+            for name, value in sorted(kept[place].items()) if kept is not None else ():
+                if value is not None:
+                    data += _member(f"{key}.{name}", _bytes_of(value))
             self._file.write(data)
 
     def publish(self) -> Published:
@@ -65,6 +74,15 @@ def key_of(name: str) -> tuple[str, str]:
     folder, slash, last = name.rpartition("/")
     stem, _, field = last.partition(".")
     return folder + slash + stem, field
+
+
+def _bytes_of(value: bytes | str | float) -> bytes:
+    """A kept value as a member: bytes as they are, text as UTF-8, numbers in digits that give the same number again."""
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str):
+        return value.encode("utf-8")
+    return (repr(value) if isinstance(value, float) else str(int(value))).encode("ascii")
 
 
 def _member(name: str, data: bytes | bytearray) -> bytes:

@@ -2,7 +2,7 @@
 
 A shard is a tar, so that memory is bounded by the largest one; nothing is unpacked. Of a sample pass the image, and its
 class number (the first of `.cls`, `.txt` and `.json` that holds a number alone in every sample). Any other field is
-dropped, and the summary says which.
+dropped, unless it is to be kept, and the summary says which.
 """
 
 from __future__ import annotations
@@ -10,19 +10,20 @@ from __future__ import annotations
 import pickle
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import ImageError, StoreError
 from .batching import Encoded, decode_all, fetched_ahead
-from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
+from .contract import Array, Batch, FileStamp, Kept, Refused, Shape, ShardSpec, Survey, Value
 from .decode import decode_bytes, probe_bytes
 from .location import is_remote
 from .reading import read_part
 from .scratch import Scratch
-from .tar_index import LABELS, Sample, read_index
+from .tar_index import LABELS, Index, Sample, read_index
 from .walk import Found, entries, exists, files_in, glanced, is_folder, stamp_of
 
 
@@ -40,6 +41,12 @@ def _probe(data: bytes, channels: int | None) -> Shape | str:
         return probe_bytes(data, channels)
     except ImageError as error:
         return str(error)
+
+
+def _index(root: Path, decoding: Decoding, keep: Callable[[str], bool], stamp: FileStamp) -> Index:
+    """A tar's index; a remote one, of which all is read for it, is probed on the way."""
+    probe = partial(_probe, channels=decoding.channels) if is_remote(root) else None
+    return read_index(root / stamp.path, stamp=stamp, probe=probe, keep=keep)
 
 
 class Tar(NamedTuple):
@@ -79,6 +86,7 @@ class TarSamples:
 
     Args:
         label: the field that is the class number, or None.
+        kept: the fields that pass unchanged.
         indices: of remote tars, by name.
     """
 
@@ -88,9 +96,11 @@ class TarSamples:
         decoding: Decoding,
         tars: Sequence[Tar],
         label: str | None = None,
+        kept: Sequence[Kept] = (),
         indices: dict[str, list[Sample]] | KeptIndices | None = None,
     ) -> None:
         self.root, self.decoding, self.label, self._tars = root, decoding, label, tars
+        self.kept = tuple(kept)
         self._indices = indices
         self._indexed: tuple[Tar, list[Sample]] | None = None
 
@@ -105,7 +115,16 @@ class TarSamples:
 
     def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
         """In the order of `indices`, decoded in `workers` threads."""
-        return decode_all(self._encoded(indices), workers)
+        for item in decode_all(self._encoded(indices), workers):
+            if isinstance(item, Batch) and self.kept:
+                yield replace(item, kept=[self._values_of(index) for index in item.indices])
+            else:
+                yield item
+
+    def _values_of(self, index: int) -> Mapping[str, Value]:
+        tar, sample = self._find(index)
+        path = self.root / tar.stamp.path
+        return {field: read_part(path, *place, tar.stamp) for field, place in sample.kept.items()}
 
     def _encoded(self, indices: Sequence[int]) -> Iterator[Encoded]:
         if is_remote(self.root):
@@ -137,10 +156,13 @@ class TarSamples:
         if self._indexed is None or self._indexed[0] != tar:
             if self._indices is None:
                 tar.stamp.check_unchanged(self.root)
-                self._indexed = tar, read_index(self.root / tar.stamp.path).samples
+                self._indexed = tar, read_index(self.root / tar.stamp.path, keep=self._asked).samples
             else:
                 self._indexed = tar, self._indices[tar.stamp.path]
         return tar, self._indexed[1][index - tar.samples.start]
+
+    def _asked(self, field: str) -> bool:
+        return any(field == kept.name for kept in self.kept)
 
 
 class WebdatasetSource(TarSamples):
@@ -151,7 +173,7 @@ class WebdatasetSource(TarSamples):
     in_folders = False
     own_names = False
 
-    def __init__(self, path: Path, decoding: Decoding | None = None) -> None:
+    def __init__(self, path: Path, decoding: Decoding | None = None, keep: Sequence[str] = ()) -> None:
         if not exists(path):
             raise StoreError(f"{path} does not exist")
         self.single = not is_folder(path)
@@ -162,22 +184,27 @@ class WebdatasetSource(TarSamples):
         if not found:
             raise StoreError(f"{path} holds no tar (*.tar)")
         self._left_out = sorted(set(names) - set(found))
-        self._kept, self._channels = KeptIndices() if is_remote(path) else None, (decoding or Decoding()).channels
+        self.kept = tuple(Kept(name, "binary") for name in keep)
+        self._remote = KeptIndices() if is_remote(path) else None
         self._nameless, self._fields, self._numbers = 0, Counter[str](), Counter[str]()
         tars: list[Tar] = []
-        for name in found:
-            tars.append(self._scan(root, stamp_of(root, name, files), tars[-1].samples.stop if tars else 0))
+        stamps = [stamp_of(root, name, files) for name in found]
+        read = partial(_index, root, decoding or Decoding(), self._asked)
+        indices = map(read, stamps) if self._remote is None else fetched_ahead(read, stamps)
+        for stamp, index in zip(stamps, indices, strict=True):
+            tars.append(self._scan(stamp, index, tars[-1].samples.stop if tars else 0))
         self._count = tars[-1].samples.stop
         if not self._count:
             raise StoreError(f"{path} holds no samples")
-        super().__init__(root, decoding or Decoding(), tars, self._label_field(path), self._kept)
+        for name in keep:
+            if not self._fields[name]:
+                others = ", ".join(sorted(self._fields)) or "none"
+                raise StoreError(f"{path}: no sample has the field {name} that --keep names; there are {others}")
+        super().__init__(root, decoding or Decoding(), tars, self._label_field(path), self.kept, self._remote)
 
-    def _scan(self, root: Path, stamp: FileStamp, start: int) -> Tar:
-        if self._kept is None:
-            index = read_index(root / stamp.path)
-        else:
-            index = read_index(root / stamp.path, stamp=stamp, probe=partial(_probe, channels=self._channels))
-            self._kept.keep(stamp.path, index.samples)
+    def _scan(self, stamp: FileStamp, index: Index, start: int) -> Tar:
+        if self._remote is not None:
+            self._remote.keep(stamp.path, index.samples)
         self._nameless += index.nameless
         for sample in index.samples:
             self._fields.update(sample.fields)
@@ -200,7 +227,7 @@ class WebdatasetSource(TarSamples):
         """Files, members and fields that are not read, in words; empty where there is none."""
         files = [f"{', '.join(self._left_out)} (no tar by name)"] if self._left_out else []
         members = [f"{self._nameless} members whose names are not KEY.FIELD"] if self._nameless else []
-        dropped = sorted(field for field in self._fields if field != self.label)
+        dropped = sorted(field for field in self._fields if field != self.label and not self._asked(field))
         fields = [f"the fields {', '.join(dropped)} of the samples"] if dropped else []
         return " and ".join(files + members + fields)
 
@@ -230,8 +257,11 @@ class WebdatasetSource(TarSamples):
     def part(self, samples: range) -> TarSamples:
         """What reads these samples alone."""
         tars = [tar for tar in self._tars if tar.samples.start < samples.stop and samples.start < tar.samples.stop]
-        indices = None if self._kept is None else {tar.stamp.path: self._kept[tar.stamp.path] for tar in tars}
-        return TarSamples(self.root, self.decoding, tars, self.label, indices)
+        indices = None if self._remote is None else {tar.stamp.path: self._remote[tar.stamp.path] for tar in tars}
+        return TarSamples(self.root, self.decoding, tars, self.label, self.kept, indices)
+
+    def pick(self, samples: Sequence[int]) -> TarSamples:
+        raise StoreError("tars are read one after the other: --shuffle does not apply to them; unpack them to a folder")
 
     def survey(self) -> Survey:
         """The shapes of all images, from their headers."""

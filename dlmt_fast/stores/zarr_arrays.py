@@ -16,17 +16,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import DlmtError, StoreDamagedError, StoreError
-from .axes import image_shape, layout_of
-from .contract import Array, Batch, FileStamp, Refused, ShardSpec, Survey
+from .axes import channels_first, image_shape, layout_of
+from .contract import Array, Batch, FileStamp, Reader, Refused, ShardSpec, Survey
 from .location import is_remote
 from .npy import encode_labels
 from .remote_errors import remote_errors
 from .runs import Runs, labels_beside
+from .scattered import ScatteredSamples, refuse_remote
 from .walk import exists, files_under, is_file, stamp_of
 from .zarr_format import METADATA, library
 
 _SLICE_BYTES = 4 << 20
 _MAX_CHUNK = 1 << 30
+_SCATTERED_ROWS, _SCATTERED_BYTES = 16, 1 << 20  # a chunk beyond both is not decoded for a single image
 
 
 def looks_like_zarr(path: Path) -> bool:
@@ -131,6 +133,36 @@ class ZarrSource:
         """Itself, which holds no values."""
         return self
 
+    def pick(self, samples: Sequence[int]) -> Reader:
+        refuse_remote(self.root)
+        for name in self.images:
+            array = self._arrays[name]
+            rows, size = int(array.chunks[0]), int(np.prod(array.chunks, dtype=object))
+            if rows > _SCATTERED_ROWS and size > _SCATTERED_BYTES:
+                raise StoreError(
+                    f"{self.root / name} has chunks of {rows} images, and reading one image in a random order would "
+                    f"decode all of them; write it with chunks of at most {_SCATTERED_ROWS} images"
+                )
+        return ScatteredSamples(self)
+
+    def find(self, index: int) -> tuple[int, int]:
+        return self._runs.find(index)
+
+    def check(self, shard: int) -> None:
+        """Refuse an array whose files changed; of a remote file, no other content is asked for."""
+        for stamp in () if is_remote(self.root) else self._stamps:
+            if stamp.path.startswith(self.images[shard]):
+                stamp.check_unchanged(self.root)
+
+    def gather(self, shard: int, places: NDArray[np.int64]) -> Array:
+        """The images (n, C, H, W) at these places of an array."""
+        name = self.images[shard]
+        array, path, order = self._arrays[name], self.root / name, np.argsort(places)
+        found = np.empty((len(places), *self._shape(name)[1:]), np.uint8)
+        with _own_errors(path):
+            found[order] = np.asarray(array.oindex[(places[order], *[slice(None)] * (len(array.shape) - 1))])
+        return channels_first(found, self._shape(name), path)
+
     def label_of(self, index: int) -> int | None:
         """From the array beside the images."""
         shard, first = self._runs.find(index)
@@ -151,9 +183,7 @@ class ZarrSource:
         shard, first = self._runs.find(indices[0])
         samples = range(indices[0] - first, indices[-1] + 1 - first)
         name = self.images[shard]
-        for stamp in () if is_remote(self.root) else self._stamps:  # of a remote file, no other content is asked for
-            if stamp.path.startswith(name):
-                stamp.check_unchanged(self.root)
+        self.check(shard)
         for start, images in read_slices(self._arrays[name], self.root / name, samples):
             yield Batch(range(first + start, first + start + len(images)), images)
 
@@ -166,15 +196,12 @@ def read_slices(array: Any, path: Path, samples: range) -> Iterator[tuple[int, A
     """
     chunk, item = int(array.chunks[0]), int(np.prod(array.shape[1:], dtype=object)) * array.dtype.itemsize
     step = chunk * max(1, _SLICE_BYTES // (chunk * item))
-    layout, start = layout_of(tuple(array.shape), path), samples.start
+    start = samples.start
     while start < samples.stop:
         stop = min(samples.stop, (start // step + 1) * step)
         with _own_errors(path):
             values = np.asarray(array[start:stop])
-        if layout == "NHWC":
-            yield start, np.ascontiguousarray(values.transpose(0, 3, 1, 2))
-        else:
-            yield start, values[:, None] if layout == "NHW" else values
+        yield start, channels_first(values, tuple(array.shape), path)
         start = stop
 
 

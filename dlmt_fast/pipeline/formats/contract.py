@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from ...errors import StoreDamagedError
-from ...stores.contract import Array, Published, Shape, ShardSpec, ShardWriter
+from ...stores.contract import Array, Kept, Published, Shape, ShardSpec, ShardWriter, Value
 from ...stores.manifest import Manifest
 from ...stores.publish import OS, FileOps, file_digest, make_directories, publish_bytes
+from ...stores.sliced import ArrayFile, SlicedWriter
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Contents:
         classes: the names of these numbers, where they have names that may be seen.
         names: the names of the samples may be seen.
         shape: (C, H, W) of every image; None where sizes differ.
+        kept: fields that pass unchanged.
         first, several: how many samples the first shard of the array has that this shard is part of, and whether it
             has more shards.
     """
@@ -45,17 +47,19 @@ class Contents:
     shape: Shape | None = None
     first: int = 0
     several: bool = False
+    kept: tuple[Kept, ...] = ()
 
 
 @dataclass(frozen=True)
 class StoredBatch:
     """Stored images (N, C, H, W) of one shape, the place of the first in the shard, their names ("" where a kind keeps
-    none), and their class numbers where they lie with the images."""
+    none), their class numbers and kept values where they lie with the images."""
 
     position: int
     names: list[str]
     images: Array
     labels: Sequence[int] | None = None
+    kept: Sequence[Mapping[str, Value]] | None = None
 
 
 class StoredShard(Protocol):
@@ -67,6 +71,10 @@ class StoredShard(Protocol):
         Raises:
             StoreDamagedError: a file is missing, altered, or not what the manifest says.
         """
+        ...
+
+    def plain_file(self, name: str) -> ArrayFile | None:
+        """How the decrypted images lie in the file `name`, where that is one array at fixed places; else None."""
         ...
 
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
@@ -120,6 +128,10 @@ class StoredFormat(Protocol):
         Args:
             labels: of each shard's samples in writing order.
         """
+        ...
+
+    def array_file(self, shard: ShardSpec, contents: Contents) -> ArrayFile | None:
+        """How a shard's images lie in its file, where that is one array at fixed places; else None."""
         ...
 
     def closing_labels(self, shards: Iterable[str]) -> set[str]:
@@ -180,6 +192,11 @@ class StoredFormat(Protocol):
         ...
 
 
+def sliced_writer(place: Place, index: int, name: str, file: ArrayFile) -> ShardWriter:
+    """What writes an array as shard `index`, from its start to its end."""
+    return SlicedWriter(place.root, place.store_id, index, name, file, place.ops)
+
+
 class OneFile:
     """The answers of kinds whose shards are one file each, and whose samples have no names unless they say so."""
 
@@ -200,6 +217,9 @@ class OneFile:
 
     def stored_labels(self, root: Path, manifest: Manifest) -> list[Sequence[int] | None]:
         return [None] * len(manifest.shards)
+
+    def array_file(self, shard: ShardSpec, contents: Contents) -> ArrayFile | None:
+        return None
 
     def holds(self, name: str) -> bool:
         return not name

@@ -16,6 +16,7 @@ from ...stores.folder import FolderWriter
 from ...stores.listing import Listed, can_be_listed, listing_name, read_listed, read_listing
 from ...stores.manifest import Manifest
 from ...stores.npy import decode_npy
+from ...stores.sliced import ArrayFile
 from .contract import Contents, Place, StoredBatch, check_shape, published_digest, size_of
 
 
@@ -45,6 +46,9 @@ class FolderFormat:
 
     def stored_labels(self, root: Path, manifest: Manifest) -> list[Sequence[int] | None]:
         return [None] * len(manifest.shards)
+
+    def array_file(self, shard: ShardSpec, contents: Contents) -> ArrayFile | None:
+        return None
 
     def suffix(self, dtype: str) -> str:
         return ".png" if dtype == "uint8" else ".npy"
@@ -101,6 +105,9 @@ class FolderShard:
             image = decode_stored(read_listed(self.root, entry), entry.name, self.manifest.dtype)
             check_shape(image.shape, self.manifest, self.root / entry.name)
             yield StoredBatch(position, [entry.name], image[None])
+
+    def plain_file(self, name: str) -> None:
+        """The images are not one array at fixed places."""
 
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         return FolderWriter(place.root, place.store_id, index, place.ops, listed=False)

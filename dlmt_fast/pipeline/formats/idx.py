@@ -11,7 +11,8 @@ from ...errors import ParameterError, StoreDamagedError
 from ...stores import idx
 from ...stores.contract import Published, ShardSpec, ShardWriter
 from ...stores.manifest import Manifest
-from .contract import Contents, OneFile, Place, StoredBatch, check_published, check_shape
+from ...stores.sliced import ArrayFile
+from .contract import Contents, OneFile, Place, StoredBatch, check_published, check_shape, sliced_writer
 
 _DTYPES = ("uint8", "int32", "float32")
 _PLAIN_GZIP_LEVEL = 6  # decrypted images do shrink, and are the owner's
@@ -37,9 +38,10 @@ class IdxFormat(OneFile):
         return None
 
     def writer(self, place: Place, shard: ShardSpec, contents: Contents) -> ShardWriter:
-        return idx.IdxWriter(
-            place.root, place.store_id, shard.index, shard.name, contents.dtype, contents.array, place.ops
-        )
+        return sliced_writer(place, shard.index, shard.name, self.array_file(shard, contents))
+
+    def array_file(self, shard: ShardSpec, contents: Contents) -> ArrayFile:
+        return idx.idx_file(shard.name, contents.dtype, contents.array)
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> IdxShard:
         return IdxShard(root, shard, manifest)
@@ -66,6 +68,8 @@ class IdxShard:
         for start, values in idx.read_slices(self._path, self._header):
             yield StoredBatch(start, [""] * len(values), values.astype(self._dtype, copy=False))
 
+    def plain_file(self, name: str) -> ArrayFile:
+        return idx.idx_file(name, "uint8", self._header.sizes, _PLAIN_GZIP_LEVEL)
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
-        sizes = self._header.sizes
-        return idx.IdxWriter(place.root, place.store_id, index, name, "uint8", sizes, place.ops, _PLAIN_GZIP_LEVEL)
+        return sliced_writer(place, index, name, self.plain_file(name))

@@ -12,7 +12,8 @@ from ...stores import npy_arrays
 from ...stores.axes import image_shape
 from ...stores.contract import Published, ShardSpec, ShardWriter
 from ...stores.manifest import Manifest
-from .contract import Contents, OneFile, Place, StoredBatch, check_published, check_shape
+from ...stores.sliced import ArrayFile
+from .contract import Contents, OneFile, Place, StoredBatch, check_published, check_shape, sliced_writer
 
 
 class NpyFormat(OneFile):
@@ -34,10 +35,10 @@ class NpyFormat(OneFile):
         return npy_arrays.labels_name(shard)
 
     def writer(self, place: Place, shard: ShardSpec, contents: Contents) -> ShardWriter:
-        shape = contents.array
-        return npy_arrays.NpyWriter(
-            place.root, place.store_id, shard.index, shard.name, contents.dtype, shape, place.ops
-        )
+        return sliced_writer(place, shard.index, shard.name, self.array_file(shard, contents))
+
+    def array_file(self, shard: ShardSpec, contents: Contents) -> ArrayFile:
+        return npy_arrays.npy_file(shard.name, contents.dtype, contents.array)
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> NpyShard:
         return NpyShard(root, shard, manifest)
@@ -64,6 +65,8 @@ class NpyShard:
         for start, values in npy_arrays.read_slices(self._path, self._header, range(self._header.shape[0])):
             yield StoredBatch(start, [""] * len(values), values.astype(self._dtype, copy=False))
 
+    def plain_file(self, name: str) -> ArrayFile:
+        return npy_arrays.npy_file(name, "uint8", self._header.shape)
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
-        shape = self._header.shape
-        return npy_arrays.NpyWriter(place.root, place.store_id, index, name, "uint8", shape, place.ops)
+        return sliced_writer(place, index, name, self.plain_file(name))

@@ -52,6 +52,7 @@ class ParquetFormat(OneFile):
             contents.classes if contents.labelled else None,
             contents.names,
             place.ops,
+            contents.kept,
         )
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> ParquetShard:
@@ -68,17 +69,22 @@ class ParquetShard:
     def __init__(self, root: Path, shard: Published, manifest: Manifest) -> None:
         self._path, self._manifest = root / shard.name, manifest
         check_published(self._path, shard)
-        self._footer = read_footer(self._path)
+        self._footer = read_footer(self._path, keep=None)
         if sum(self._footer.groups) != shard.count:
             raise StoreDamagedError(f"{self._path} holds {sum(self._footer.groups)} rows, not as its manifest says")
 
     def read(self) -> Iterator[StoredBatch]:
         footer, suffix = self._footer, ".png" if self._manifest.dtype == "uint8" else ".npy"
-        for row in read_rows(self._path, footer.columns, range(len(footer.groups)), range(sum(footer.groups))):
+        groups, rows = range(len(footer.groups)), range(sum(footer.groups))
+        for row in read_rows(self._path, footer.columns, groups, rows, kept=footer.kept):
             where = f"{self._path}#{row.index}{suffix}"
             image = decode_stored(row.image or b"", where, self._manifest.dtype)
             check_shape(image.shape, self._manifest, self._path)
-            yield StoredBatch(row.index, [row.path or ""], image[None], None if row.label is None else [row.label])
+            labels, kept = None if row.label is None else [row.label], [row.kept] if footer.kept else None
+            yield StoredBatch(row.index, [row.path or ""], image[None], labels, kept)
+
+    def plain_file(self, name: str) -> None:
+        """The images are not one array at fixed places."""
 
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         columns = self._footer.columns
@@ -92,4 +98,5 @@ class ParquetShard:
             columns.classes,
             paths=True,
             ops=place.ops,
+            kept=self._footer.kept,
         )

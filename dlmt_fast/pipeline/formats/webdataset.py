@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from ...errors import StoreDamagedError
 from ...stores.contract import Published, ShardSpec, ShardWriter
@@ -58,7 +59,8 @@ class WebdatasetShard:
     def __init__(self, root: Path, shard: Published, manifest: Manifest) -> None:
         self._path, self._manifest = root / shard.name, manifest
         check_published(self._path, shard)
-        self._samples = read_index(self._path, (".png" if manifest.dtype == "uint8" else ".npy",)).samples
+        suffix = ".png" if manifest.dtype == "uint8" else ".npy"
+        self._samples = read_index(self._path, (suffix,), keep=lambda field: field != "cls").samples
         if len(self._samples) != shard.count or any(sample.fault for sample in self._samples):
             raise StoreDamagedError(f"{self._path} holds {len(self._samples)} samples, not as its manifest says")
 
@@ -69,7 +71,16 @@ class WebdatasetShard:
                 image = decode_stored(file.read(sample.size), sample.path, self._manifest.dtype)
                 check_shape(image.shape, self._manifest, self._path / sample.path)
                 labels = [sample.numbers["cls"]] if "cls" in sample.numbers else None
-                yield StoredBatch(position, [sample.path], image[None], labels)
+                kept = [{field: _part(file, *place) for field, place in sample.kept.items()}] if sample.kept else None
+                yield StoredBatch(position, [sample.path], image[None], labels, kept)
+
+    def plain_file(self, name: str) -> None:
+        """The images are not one array at fixed places."""
 
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         return TarWriter(place.root, place.store_id, index, name, place.ops)
+
+
+def _part(file: IO[bytes], offset: int, size: int) -> bytes:
+    file.seek(offset)
+    return file.read(size)

@@ -134,6 +134,9 @@ class ZarrShard:
                 yield StoredBatch(start, [""] * len(images), images.astype(plan.dtype, copy=False))
                 start += len(images)
 
+    def plain_file(self, name: str) -> None:
+        """The images are not one array at fixed places."""
+
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         plan = _plan(array_of(name), "uint8", self._shape, self._array, False)
         return ZarrWriter(place.root, place.store_id, index, name, plan, self._shard.count, place.ops)
