@@ -25,7 +25,7 @@ from dlmt_fast.stores.png import encode_png
 
 SCHEME = dlmt.DLMT("mat_mmt")
 MAIN = "from dlmt_fast.cli import main; main()"
-WORDS = ("encrypt", "source", "store", "--key", "k", "--shard-size", "5")
+WORDS = ("encrypt", "source", "store", "--key", "k", "--shard-size", "5", "--progress", "none")
 SIZE = 8
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="uses Linux's signals, mounts and rights")
