@@ -9,6 +9,7 @@ import struct
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,11 @@ from dlmt_fast.stores.publish import FileOps
 
 SCHEME = dlmt.DLMT("mat_mmt")
 LOSSES = ("bytes and names", "bytes", "nothing")  # the last is a kill: the system goes on and writes all back
+
+
+def long(*values: str) -> Any:
+    """A case of the long run."""
+    return pytest.param(*values, marks=pytest.mark.long)
 
 
 class PowerLoss(BaseException):
@@ -217,8 +223,10 @@ def test_a_cut_at_every_step_of_columns(
         place.verify()
 
 
-@pytest.mark.parametrize("lost", LOSSES)
-@pytest.mark.parametrize("kind", ["npy", "idx.gz"])
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [("npy", LOSSES[0]), ("idx.gz", LOSSES[1])] + [long(k, lost) for k in ("npy", "idx.gz") for lost in LOSSES],
+)
 def test_a_cut_at_every_step_of_segments(kind: str, lost: str, tmp_path: Path, key: dlmt.Key) -> None:
     """One file in three segments: what counts is not lost, and nothing is left beside it."""
     disk, pixels = tmp_path / "disk", np.random.default_rng(0).integers(0, 256, (6, 2, 3), np.uint8)
@@ -263,7 +271,7 @@ def test_a_cut_at_every_step_of_segments(kind: str, lost: str, tmp_path: Path, k
     assert entered > steps
 
 
-@pytest.mark.parametrize("lost", LOSSES)
+@pytest.mark.parametrize("lost", [LOSSES[0], long(LOSSES[1]), long(LOSSES[2])])
 def test_a_cut_at_every_step_of_a_decrypt_in_segments(lost: str, tmp_path: Path, key: dlmt.Key) -> None:
     disk, pixels = tmp_path / "disk", np.random.default_rng(0).integers(0, 256, (6, 2, 3), np.uint8)
     np.save(tmp_path / "a.npy", pixels)
@@ -345,8 +353,11 @@ def test_a_cut_while_an_old_store_is_replaced(lost: str, tmp_path: Path, key: dl
         place.verify()
 
 
-@pytest.mark.parametrize("lost", LOSSES)
-@pytest.mark.parametrize("kind", ["folder", "webdataset"])
+@pytest.mark.parametrize(
+    ("kind", "lost"),
+    [("folder", LOSSES[0]), ("webdataset", LOSSES[1])]
+    + [long(k, lost) for k in ("folder", "webdataset") for lost in LOSSES],
+)
 def test_a_cut_at_every_step_of_a_decrypt(lost: str, kind: str, tmp_path: Path, key: dlmt.Key) -> None:
     """Also while it clears up: in the end nothing but the images is there."""
     place = Place(tmp_path, key, kind)

@@ -161,11 +161,24 @@ def test_the_same_on_disk_as_in_one_go(normalize: str, dtype: str | None, place:
     decrypt_store(place.store, place.root / "back" / place.source.name, place.key, place.owner)
 
 
+@pytest.mark.parametrize("kind", ["npy", "channels last", "idx"])
+def test_a_shuffled_array_is_the_same_too(kind: str, tmp_path: Path, key: dlmt.Key) -> None:
+    place = Place(tmp_path, key, kind)
+    whole = place.whole(shuffle=True)
+    with pytest.raises(OSError, match="it failed"):
+        place.encrypt(Failing("datasync", 4), shuffle=True)
+    assert place.encrypt(shuffle=True, resume=True).outputs == 28
+    assert place.content() == whole
+    back = place.root / "back" / place.source.name
+    decrypt_store(place.store, back, key, place.owner, segment_bytes=3 * place.image)
+    assert back.stat().st_size == place.source.stat().st_size
+
+
 @pytest.mark.parametrize("kind", ["npy", "idx.gz"])
 def test_workers_change_no_byte(kind: str, tmp_path: Path, key: dlmt.Key) -> None:
-    place = Place(tmp_path, key, kind)
+    place = Place(tmp_path, key, kind, count=100)
     whole = place.whole()
-    assert place.encrypt(workers=2).outputs == 28
+    assert place.encrypt(workers=2).outputs == 100
     assert place.content() == whole
 
 
