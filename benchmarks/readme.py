@@ -44,7 +44,10 @@ def stores_section(rows: list[dict[str, Any]], source: Path) -> str:
         speed = (
             f"{ours['images'] / ours['median_s']:.0f} images/s, {ours['megapixels'] / ours['median_s']:.0f} Mpixels/s"
         )
-        times = [f"{row['ratio']:.1f} times as long" for row in others[1:]] or ["", ""]
+        times = [f"{row['ratio']:.1f} times as long (processors {row['cpu_ratio']:.1f})" for row in others[1:]] or [
+            "",
+            "",
+        ]
         share = f"{ours['ratio']:.2f} (processors {ours['cpu_ratio']:.2f})" if others else ""
         lines.append(f"| {ours['images']} x {workload} | {speed} | {share} | {' | '.join(times)} |")
     return "\n".join(lines)
