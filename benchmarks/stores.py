@@ -129,8 +129,7 @@ class Folder:
             raise SystemExit(f"{self.name}: nothing was transformed")
 
     def measure(self, rounds: int, script_rounds: int, tell: Callable[[str], None]) -> list[Result]:
-        """In each round every contender once, every other time from the last to the first; scripts take part in
-        the first `script_rounds` only."""
+        """In each round every contender once, in the other order every other time; scripts in the first rounds only."""
         samples: dict[str, list[tuple[float, float]]] = {name: [] for name in self.contenders()}
         for number in range(rounds):
             for contender in list(self.contenders())[:: -1 if number % 2 else 1]:

@@ -231,6 +231,7 @@ def test_the_command(remote: Remote, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert not remote.objects()
     assert run("encrypt", "source", remote.url, "--workers", "2", "--shard-size", "2")[0] == 0
     assert run("verify", remote.url)[1]["outputs"] == 5
+    assert run("inspect", remote.url)[1]["count"] == 5
     assert run("decrypt", remote.url, "plain")[1]["outputs"] == 5
     code, facts = run("decrypt", remote.url, remote.url + "-plain")
     assert (code, "to this machine alone" in facts["error"]) == (2, True)

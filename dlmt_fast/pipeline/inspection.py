@@ -89,7 +89,7 @@ def inspect_store(
         WrongKeyError: the store was made with another key.
     """
     path = located(place)
-    check_access(path)
+    check_access(path, read_only=True)
     if source_kind is not None:
         return _source(path, options or JobOptions(), source_kind)
     if is_store(path):

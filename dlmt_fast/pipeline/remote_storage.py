@@ -15,6 +15,7 @@ from ..stores.listing import Listed, read_listing
 from ..stores.location import is_remote
 from ..stores.objects import Objects, fetch_all, objects_at, publish_all
 from ..stores.publish import FileOps
+from ..stores.remote import is_s3
 from ..stores.staging import NO_SYNC, remove_dead_staging, staging
 from ..stores.walk import is_file
 from .formats import Place, StoredFormat
@@ -93,7 +94,8 @@ def check_access(root: Path, read_only: bool = False) -> None:
     """
     if is_remote(root):
         remove_dead_staging()
-        next(objects_at(root, read_only=read_only).entries(), None)
+        if is_s3(root) or not read_only:  # what else is read may be a file, which some cannot list
+            next(objects_at(root, read_only=read_only).entries(), None)
 
 
 def refuse_remote_images(target: Path) -> None:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
+
+from isal import isal_zlib
 
 from ..errors import StoreDamagedError, StoreError
 from .contract import Array, Published
@@ -125,7 +126,7 @@ class PartFile:
             for number, segment in enumerate(segments):
                 crc, left = 0, len(segment.places) * self._file.item_bytes
                 while piece := file.read(min(_PIECE, left)):
-                    crc, left = zlib.crc32(piece, crc), left - len(piece)
+                    crc, left = isal_zlib.crc32(piece, crc), left - len(piece)
                     yield piece
                 if left or crc != segment.crc32:
                     raise DamagedSegmentError(
@@ -159,7 +160,7 @@ class SegmentWriter:
             raise StoreError(f"{self._path}: images came for places {positions}, and {self._next} is the next")
         data = self._file.encode(images)
         self._ops.write(self._descriptor, data)
-        self._crc = zlib.crc32(data, self._crc)
+        self._crc = isal_zlib.crc32(data, self._crc)
         self._next += len(images)
 
     def publish(self) -> Published:
