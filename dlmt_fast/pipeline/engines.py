@@ -15,7 +15,7 @@ from .segmented import Unfolded
 from .summary import Advance
 from .worker import JobContext, ShardResult, Task
 
-# Segments in all, of 64 MiB or more, below which no processes are started for arrays. One process has several threads in
+# Segments in all, of 64 MiB or more, below which no processes are started for arrays. One has several threads in
 # the kernels: at 2 GB in memory, two processes on two CPUs took 1.2 times as long, of which a second is their start.
 _WORTH = 32
 
