@@ -167,7 +167,9 @@ def test_a_shuffled_array_is_the_same_too(kind: str, tmp_path: Path, key: dlmt.K
     whole = place.whole(shuffle=True)
     with pytest.raises(OSError, match="it failed"):
         place.encrypt(Failing("datasync", 4), shuffle=True)
-    assert place.encrypt(shuffle=True, resume=True).outputs == 28
+    summary = place.encrypt(shuffle=True, resume=True)
+    assert summary.outputs == 28
+    assert "resumed: some segments of a large array were done already" in summary.notes
     assert place.content() == whole
     back = place.root / "back" / place.source.name
     decrypt_store(place.store, back, key, place.owner, segment_bytes=3 * place.image)
@@ -329,7 +331,9 @@ def test_a_stopped_decrypt_goes_on_in_the_middle(operation: str, uses: int, pref
     done = 4 if uses else SEGMENTS
     assert len(job.entries()) == done
     ops = Failing("datasync", SEGMENTS)
-    assert job.decrypt(ops, resume=True).outputs == 28
+    summary = job.decrypt(ops, resume=True)
+    assert summary.outputs == 28
+    assert summary.notes == ["resumed: some segments of a large array were done already"]
     assert SEGMENTS - ops.left == SEGMENTS - done
     job.check(whole)
 

@@ -113,6 +113,8 @@ class _Run:
                 self._note(index, entry.published)
         if any(self._done):
             summary.notes.append(f"resumed: {sum(self._done)} of {self._count} shards were done already")
+        if job.journal.has_segments():
+            summary.notes.append("resumed: some segments of a large array were done already")
 
     def work(self, progress: Progress) -> None:
         """Do the shards that do not count yet."""

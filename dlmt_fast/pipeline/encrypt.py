@@ -143,6 +143,8 @@ class _Run:
         self._look_for(self._shards, job.options.check)
         if self._results:
             summary.notes.append(f"resumed: {len(self._results)} of {self._counted()} were done already")
+        if job.owner.has_segments():
+            summary.notes.append("resumed: some segments of a large array were done already")
 
     def work(self, progress: Progress) -> None:
         """Do the shards that do not count yet."""
