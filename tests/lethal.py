@@ -39,8 +39,12 @@ class Lethal(FileOps):
     def _maybe(self) -> None:
         if os.getpid() == self.parent or self.only not in (None, self.shard) or random.random() >= self.chance:
             return
+        dying = f"process-{os.getpid()}"
+        if not self._claim(dying, 1):  # files are written by several threads, and a process dies once
+            return
         if self._claim(f"shard-{self.shard}", self.each) and self._claim("any", self.most):
             os.kill(os.getpid(), signal.SIGKILL)
+        (self.deaths / f"{dying}-0").unlink()
 
     def _claim(self, what: str, most: int) -> bool:
         for number in range(most):

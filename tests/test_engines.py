@@ -226,16 +226,17 @@ def test_what_tasks_share_shows_nothing_and_stays(key: dlmt.Key) -> None:
 
 
 class FailingDisk(FileOps):
-    """Creating files of shard 1 fails the first `times` times, as a device that may come back does."""
+    """Renaming files of shard 1 fails the first `times` times, as on a device that may come back. One failure ends an
+    attempt, where files that are written by several threads might see several."""
 
     def __init__(self, times: int) -> None:
         self.times = times
 
-    def create(self, path: Path, mode: int = 0o666) -> int:
-        if "-00001-" in path.name and self.times:
+    def rename(self, old: Path, new: Path) -> None:
+        if "-00001-" in old.name and self.times:
             self.times -= 1
-            raise OSError(errno.EIO, "input/output error", str(path))
-        return super().create(path, mode)
+            raise OSError(errno.EIO, "input/output error", str(old))
+        super().rename(old, new)
 
 
 def test_a_failing_disk_is_tried_again_and_counted(
