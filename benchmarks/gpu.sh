@@ -5,7 +5,8 @@
 #     benchmarks/gpu.sh [--wheels FOLDER] [--seconds N] [--only STEP]...
 #
 #   --wheels FOLDER   wheels to install first, for what this machine lacks and cannot fetch. The package itself needs
-#                     numpy, numba, cryptography, typer, rich, pillow; the tests pytest, pytest-timeout, hypothesis;
+#                     numpy, numba, cryptography, typer, rich, pillow (stores also simplejpeg and isal, which nothing
+#                     here imports); the tests pytest, pytest-timeout, hypothesis;
 #                     the build setuptools, pybind11 and wheel. For a machine that lacks cryptography alone:
 #                     pip download --only-binary=:all: --no-deps --python-version 3.12 --implementation cp \
 #                       --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 -d FOLDER \

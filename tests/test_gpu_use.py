@@ -15,6 +15,7 @@ import dlmt_fast as dlmt
 from dlmt_fast.backends.contract import STORAGE
 from dlmt_fast.checking import checked
 from dlmt_fast.errors import BackendError, DecryptError
+from dlmt_fast.gpu_batches import GpuBatches
 from dlmt_fast.pinned import encrypt_batches
 
 STATE = dlmt.backends.available()["cuda"]
@@ -278,3 +279,17 @@ def test_jax(normalize: str, dtype: str, key: dlmt.Key, monkeypatch: pytest.Monk
     np.testing.assert_array_equal(np.asarray(bounds), pairs)
     back = dlmt.decrypt(y, plan, bounds)
     np.testing.assert_array_equal(np.asarray(back), dlmt.decrypt(wanted, plan, pairs, backend="reference"))
+
+
+@pytest.mark.parametrize(("normalize", "dtype"), OUTPUTS)
+def test_batches_of_a_job(normalize: str, dtype: str, key: dlmt.Key) -> None:
+    """What `encrypt --device cuda` does with each batch, as images lie in memory there: pixel by pixel."""
+    plan = SCHEME.plan(key, SHAPE, normalize, dtype)
+    gpu = GpuBatches("cuda")
+    for seed in range(3):
+        images = np.ascontiguousarray(pixels(seed=seed).numpy().transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+        y, bounds = gpu.encrypt(images, plan)
+        wanted, limits = dlmt.encrypt(images, plan, backend="reference", return_bounds=True)
+        assert y.dtype == wanted.dtype
+        assert np.array_equal(y, wanted)
+        assert np.array_equal(bounds, limits)
