@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import dlmt_fast as dlmt
-from dlmt_fast.pipeline import JobOptions, encrypt_store, worker
+from dlmt_fast.pipeline import JobOptions, encrypt_store, transforming
 
 KEY, SCHEME = dlmt.Key(bytes(range(32))), dlmt.DLMT("mat_mmt")
 IDENTITY = "--identity"
@@ -26,7 +26,7 @@ def identity(images: Any, plan: Any, out: Any = None, **options: Any) -> tuple[A
 
 
 if IDENTITY in sys.argv:
-    worker.encrypt = identity
+    transforming.encrypt = identity
 
 
 def main() -> None:

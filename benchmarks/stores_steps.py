@@ -16,7 +16,7 @@ from typing import Any
 
 from stores_one import KEY, SCHEME
 
-from dlmt_fast.pipeline import JobOptions, encrypt_store, worker
+from dlmt_fast.pipeline import JobOptions, encrypt_store, transforming
 from dlmt_fast.stores import batching, decode, folder
 from dlmt_fast.stores.contract import FileStamp
 from dlmt_fast.stores.publish import FileOps
@@ -29,7 +29,7 @@ STEPS = (
     (folder, "decode"),
     (decode, "decode_jpeg"),
     (batching, "_batch"),
-    (worker, "encrypt"),
+    (transforming, "encrypt"),
     (folder, "encode_png"),
     (folder.FolderWriter, "_to_disk"),
     (FileOps, "create"),

@@ -15,7 +15,7 @@ import pytest
 import dlmt_fast as dlmt
 from dlmt_fast.canonical import canonical_json
 from dlmt_fast.errors import StoreDamagedError, StoreError
-from dlmt_fast.pipeline import JobOptions, Summary, encrypt_store, sources, verify_store, worker
+from dlmt_fast.pipeline import JobOptions, Summary, encrypt_store, job, sources, task, verify_store, worker
 from dlmt_fast.pipeline.owner import OwnerFolder
 from dlmt_fast.pipeline.seal import StoreSeal
 from dlmt_fast.stores.contract import FileStamp
@@ -160,13 +160,13 @@ def test_what_is_missing_of_the_list_is_written_when_a_job_goes_on(place: Place)
 
 
 def test_a_worker_of_other_versions_is_refused(place: Place) -> None:
-    real = worker.versions()
-    job = worker.JobContext(
+    real = job.versions()
+    context = task.JobContext(
         place.key, SCHEME, JobOptions(), "0" * 32, "folder", "uint8", place.store, None, 1, 1,
         versions=real | {"pillow": "1.1.7", "nosuchlib": "2"},
     )  # fmt: skip
     with pytest.raises(StoreError) as raised:
-        worker.ShardWork(job, None)
+        worker.ShardWork(context, None)
     assert f"(nosuchlib 2 in the job record, None here; pillow 1.1.7 in the job record, {real['pillow']} here)" in str(
         raised.value
     )

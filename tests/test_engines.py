@@ -25,7 +25,7 @@ import dlmt_fast as dlmt
 from dlmt_fast.errors import BackendError, ParameterError, SecretExportError, StoreError
 from dlmt_fast.pipeline import JobOptions, Summary, encrypt_store, ray_engine, verify_store
 from dlmt_fast.pipeline.job import versions
-from dlmt_fast.pipeline.worker import JobContext
+from dlmt_fast.pipeline.task import JobContext
 from dlmt_fast.stores.png import encode_png
 from dlmt_fast.stores.publish import OS, FileOps
 
@@ -242,7 +242,7 @@ class FailingDisk(FileOps):
 def test_a_failing_disk_is_tried_again_and_counted(
     tmp_path: Path, key: dlmt.Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlmt_fast.pipeline.worker._PAUSE", 0.0)
+    monkeypatch.setattr("dlmt_fast.pipeline.attempts._PAUSE", 0.0)
     place = Place(tmp_path, key, 12)
     whole = place.encrypt("whole")
     assert place.encrypt("one", FailingDisk(2)).as_dict()["outputs"] == whole.outputs

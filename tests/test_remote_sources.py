@@ -26,7 +26,7 @@ import pytest
 import dlmt_fast as dlmt
 from dlmt_fast.cli import main
 from dlmt_fast.errors import ImageError, RemoteError, StoreDamagedError, StoreError, UsageError
-from dlmt_fast.pipeline import JobOptions, Summary, encrypt_store, preview_encrypt, worker
+from dlmt_fast.pipeline import JobOptions, Summary, attempts, encrypt_store, preview_encrypt
 from dlmt_fast.pipeline.open import open_source
 from dlmt_fast.pipeline.target import Target
 from dlmt_fast.stores import remote
@@ -183,7 +183,7 @@ def place(tmp_path: Path, key: dlmt.Key) -> Place:
 @pytest.fixture(autouse=True)
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between the attempts at a shard."""
-    monkeypatch.setattr(worker, "_PAUSE", 0.01)
+    monkeypatch.setattr(attempts, "_PAUSE", 0.01)
 
 
 def photos(place: Place, server: Any, count: int = 9) -> str:

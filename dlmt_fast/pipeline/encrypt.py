@@ -29,7 +29,8 @@ from .remote_storage import check_access, shard_files
 from .slices import Slice
 from .sources import keep_sources
 from .summary import Progress, Summary, counter, no_progress
-from .worker import ShardResult, Task, transform_on
+from .task import ShardResult, Task
+from .transforming import transform_on
 
 _SHOWN = 20  # classes that the summary names
 _UNCONDITIONAL = (

@@ -13,7 +13,7 @@ from .ray_engine import run_on_ray
 from .segment_work import ShardDuty
 from .segmented import Unfolded
 from .summary import Advance
-from .worker import JobContext, ShardResult, Task
+from .task import JobContext, ShardResult, Task
 
 # Segments in all, of 64 MiB or more, below which no processes are started for arrays. One has several threads in
 # the kernels: at 2 GB in memory, two processes on two CPUs took 1.2 times as long, of which a second is their start.

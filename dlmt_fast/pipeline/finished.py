@@ -11,7 +11,7 @@ from ..stores.location import is_remote
 from .formats import StoredFormat
 from .owner import OwnerFolder
 from .presence import missing_files, stands_there
-from .worker import ShardResult
+from .task import ShardResult
 
 
 def finished(

@@ -22,6 +22,7 @@ from ..stores.listing import Listed
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers
 from ..stores.segments import SEGMENT_BYTES, PartFile, cut
+from .attempts import persistently
 from .formats import Place, StoredBatch, StoredShard
 from .owner import OwnerFolder
 from .plain_journal import PlainJournal
@@ -29,7 +30,7 @@ from .plain_segments import PlainSegments
 from .reordered import ReorderedWriter
 from .stored import StoredImages
 from .summary import Advance
-from .worker import persistently, write_kept
+from .worker import write_kept
 
 
 @dataclass(frozen=True)

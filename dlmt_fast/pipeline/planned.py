@@ -28,7 +28,8 @@ from .segment_work import in_turn
 from .shuffle import ShuffledSource, array_of_labels, reordered, shuffle_of
 from .sources import what_changed
 from .target import Target
-from .worker import Task, planner
+from .task import Task
+from .transforming import planner
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from ..errors import DlmtError, StoreError, missing
 from ..keys import allow_export
 from .owner import OwnerFolder
 from .summary import Advance
-from .worker import Entries, JobContext, Made, ShardResult, ShardWork, Task, clear_shard
+from .task import JobContext, Made, ShardResult, Task
+from .worker import Entries, ShardWork, clear_shard
 
 _DEATHS = 3  # of workers over one shard, then the job fails
 _LEAST_AHEAD = 16  # tasks in flight, however small a cluster is now: one that grows by demand sees what is asked for

@@ -9,11 +9,13 @@ from pathlib import Path
 from ..stores.contract import Reader
 from ..stores.idx import IdxSource
 from ..stores.publish import naming_a_full_disk
+from .attempts import persistently
 from .owner import OwnerFolder
 from .seal import StoreSeal
 from .segmented import SegmentedShard, SegmentTask
 from .summary import Advance
-from .worker import Entries, JobContext, Made, ShardResult, ShardWork, Task, clear_shard, persistently
+from .task import JobContext, Made, ShardResult, Task
+from .worker import Entries, ShardWork, clear_shard
 
 
 class SegmentWork(ShardWork):

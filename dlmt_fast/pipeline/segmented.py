@@ -19,7 +19,8 @@ from ..stores.segments import DamagedSegmentError, PartFile, Segment, cut
 from .formats import format_of
 from .owner import OwnerFolder
 from .seal import StoreSeal
-from .worker import JobContext, Task, ledger_of
+from .task import JobContext, Task
+from .worker import ledger_of
 
 
 @dataclass(frozen=True)

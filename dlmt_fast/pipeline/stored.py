@@ -17,7 +17,7 @@ from .order import Order
 from .remote_storage import at_hand, shard_files
 from .seal import StoreSeal
 from .shuffle import ARRAYS, Shuffle
-from .worker import Plans
+from .transforming import Plans
 
 
 class StoredImages:

@@ -4,165 +4,26 @@ process and every worker process; nothing here knows how many shards or workers 
 
 from __future__ import annotations
 
-import errno
-import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, TypeAlias, TypeVar, cast
+from dataclasses import replace
+from typing import Any, cast
 
 from ..errors import StoreDamagedError, StoreError
-from ..functional import encrypt
-from ..gpu_batches import GpuBatches
-from ..keys import Key
-from ..schemes import DLMT, Plan
-from ..stores.contract import Array, Batch, KeepingWriter, Published, Reader, Refused, ShardSpec, ShardWriter, Value
+from ..stores.contract import Array, Batch, KeepingWriter, Published, Refused, ShardWriter, Value
 from ..stores.location import is_remote
 from ..stores.objects import objects_at
-from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers
+from ..stores.publish import naming_a_full_disk, remove_leftovers
 from ..stores.staging import remove_dead_staging
-from .formats import Contents, format_of
-from .job import refuse_other_versions, refused_error, versions
+from .attempts import persistently
+from .formats import format_of
+from .job import refuse_other_versions, refused_error
 from .naming import in_order
-from .options import JobOptions
 from .owner import OwnerFolder
 from .remote_storage import upload, writing_place
 from .seal import StoreSeal
-from .summary import Advance, Tally
-
-T = TypeVar("T")
-PLANNED = 1 << 24  # values of images; photographs that keep their sizes have about as many shapes as there are images
-_ATTEMPTS = 3
-_PAUSE = 0.2  # seconds before the second attempt, four times as long before each further one
-# Errors of devices and networks that may pass. A full disk or a missing permission does not.
-_PASSING = {
-    *(errno.EIO, errno.ETIMEDOUT, errno.ENOENT, errno.EAGAIN, errno.EBUSY),
-    *(errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH),
-    *(getattr(errno, name) for name in ("ESTALE", "EREMOTEIO") if hasattr(errno, name)),
-}
-
-
-@dataclass(frozen=True)
-class Task:
-    """One shard: its published name and samples, output names by sample index in writing order, what reads it, its name
-    in the source, what the shard will hold, and why some samples are left out that could be taken."""
-
-    shard: ShardSpec
-    names: Mapping[int, str]
-    source: Reader
-    original: str
-    contents: Contents
-    dropped: Mapping[int, str] = field(default_factory=dict)
-
-    @property
-    def title(self) -> str:
-        """What messages call it."""
-        return f"shard {self.shard.index}"
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """A published shard, and what was refused."""
-
-    published: Published
-    refused: list[Refused] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Made:
-    """A published shard and what is to be entered of it: refused samples, sealed ledger, which attempt made it."""
-
-    published: Published
-    refused: list[Refused]
-    ledger: bytes
-    attempt: int
-
-    @property
-    def result(self) -> ShardResult:
-        """What the job needs of it."""
-        return ShardResult(self.published, self.refused)
-
-
-@dataclass(frozen=True)
-class JobContext:
-    """What all shards of a job share. It holds the key, so it pickles only while a worker process is started.
-
-    Attributes:
-        kind: of the target.
-        target: the folder that the shards are published in, or a remote place.
-        conditional: whether a remote target refuses to write over what is there.
-        retire: the manifest of a store that is being replaced, which goes before the first shard is visible.
-        decoders: threads that decode.
-        threads: of the kernels; None: their own choice.
-        versions: of the job record; a worker that has others is refused.
-    """
-
-    key: Key
-    scheme: DLMT
-    options: JobOptions
-    store_id: str
-    kind: str
-    dtype: str
-    target: Path
-    retire: Path | None
-    decoders: int
-    threads: int | None
-    ops: FileOps = OS
-    versions: Mapping[str, str] = field(default_factory=versions)  # of a job without libraries of its own
-    conditional: bool = True
-
-
-class Plans:
-    """One plan a shape, made when first needed; those used last are kept, for `PLANNED` values together."""
-
-    def __init__(self, make: Callable[[tuple[int, ...]], Plan]) -> None:
-        self._make, self._plans, self._pixels = make, dict[tuple[int, ...], Plan](), 0
-
-    def of(self, images: Array) -> Plan:
-        """The plan for a batch (N, C, H, W)."""
-        shape = images.shape[1:]
-        plan = self._plans.pop(shape, None)
-        if plan is None:
-            self._pixels += math.prod(shape)
-            plan = self._make(shape)
-        self._plans[shape] = plan  # the last one used is at the end
-        while self._pixels > PLANNED and len(self._plans) > 1:
-            oldest = next(iter(self._plans))
-            del self._plans[oldest]
-            self._pixels -= math.prod(oldest)
-        return plan
-
-
-def planner(scheme: DLMT, key: Key, options: JobOptions) -> Callable[[tuple[int, ...]], Plan]:
-    """From a shape to its plan."""
-
-    def make(shape: tuple[int, ...]) -> Plan:
-        return scheme.plan(key, shape, options.normalize, options.dtype, options.mean, options.std)
-
-    return make
-
-
-#: From images (N, C, H, W), their plan, and whether a result may be written over them, to (result, bounds).
-Transform: TypeAlias = Callable[[Array, Plan, bool], tuple[Array, Array]]
-
-
-def transform_on(device: str, threads: int | None) -> Transform:
-    """What transforms batches: `encrypt` with so many threads, or a GPU.
-
-    Raises:
-        BackendError: the device cannot be used here.
-    """
-    if device != "cpu":
-        gpu = GpuBatches(device)
-        return lambda images, plan, spare: gpu.encrypt(images, plan)
-
-    def on_cpu(images: Array, plan: Plan, spare: bool) -> tuple[Array, Array]:
-        over = images if spare and plan.dtype == "uint8" else None
-        result: tuple[Array, Array] = encrypt(images, plan, over, threads=threads, return_bounds=True)
-        return result
-
-    return on_cpu
+from .summary import Advance
+from .task import JobContext, Made, Task
+from .transforming import Plans, Transform, planner, transform_on
 
 
 class Entries:
@@ -203,24 +64,6 @@ class Entries:
                 f"shard {index} came out with other bytes than the journal {self._owner.root} has for the same job: "
                 "the work is not deterministic on this machine (other library builds?); nothing further is published"
             )
-
-
-def persistently(work: Callable[[int, Advance], T], advance: Advance) -> T:
-    """Do some work, given the number of the attempt, from 1; errors that may pass are tried again from the start.
-
-    Raises:
-        OSError: another one, or the last time.
-    """
-    tally = Tally(advance)
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return work(attempt, tally)
-        except OSError as error:
-            if error.errno not in _PASSING or attempt == _ATTEMPTS:
-                raise
-            tally.take_back()
-            time.sleep(_PAUSE * 4 ** (attempt - 1))
-    raise AssertionError("the last attempt returns or raises")
 
 
 class ShardWork:
