@@ -417,3 +417,16 @@ def test_make_directories(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match="is in the way"):
         make_directories(tmp_path / "file" / "c")
+
+
+def test_a_folder_that_another_worker_makes_at_this_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, real = tmp_path / "class", Path.is_dir
+
+    def asked(path: Path) -> bool:
+        found = real(path)
+        if path == folder:
+            os.makedirs(folder, exist_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "is_dir", asked)
+    assert make_directories(folder) == []

@@ -122,7 +122,9 @@ def make_directories(path: Path, ops: FileOps = OS, mode: int = 0o777) -> list[P
     """Make `path` and its missing ancestors, each synced into its parent. Returns those made, outermost first."""
     missing = []
     while not path.is_dir():
-        if path.exists() or path.is_symlink():
+        if os.path.lexists(path):
+            if path.is_dir():  # another worker has made it since
+                break
             raise StoreError(f"{path} is in the way: a folder is needed there")
         missing.append(path)
         path = path.parent
