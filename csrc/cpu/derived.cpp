@@ -97,17 +97,18 @@ void derive_rows(const Job& job, Owned& made) {
     }
 }
 
-// k of a position as `packed` holds it, or -1.
-int64_t packed_factor(int64_t m, int64_t b, bool product) {
-    if (m < 1 || m > 15 || b < 0) return -1;
-    if (product && b % m != 0) return -1;
-    const int64_t k = product ? b / m : b;
-    return k < 4096 ? k : -1;
-}
-
-bool packs(const Job& job, bool product) {
+// k*16 + M of every position as `packed` holds it; false where a position does not fit.
+bool pack(const Job& job, bool product, Values<uint16_t>& words) {
+    constexpr int kBits = 20;  // b * (one / m, rounded up) is b / m exactly where m divides it, for all b below 2**16
+    uint32_t inverse[16] = {};
+    for (uint32_t m = 1; m < 16; ++m) inverse[m] = ((1u << kBits) + m - 1) / m;
+    words.resize(static_cast<size_t>(job.size));
     for (int64_t i = 0; i < job.size; ++i) {
-        if (packed_factor(job.m[i], job.b[i], product) < 0) return false;
+        const auto m = static_cast<uint32_t>(job.m[i]), b = static_cast<uint32_t>(job.b[i]);  // negative: too large
+        if (m - 1 > 14 || b > UINT16_MAX) return false;
+        const uint32_t k = product ? b * inverse[m] >> kBits : b;
+        if (k > 4095 || (product && k * m != b)) return false;
+        words[static_cast<size_t>(i)] = static_cast<uint16_t>(k << 4 | m);
     }
     return true;
 }
@@ -146,12 +147,11 @@ bool derive_fixed(const Job& job, Owned& made) {
 
 // Whether the key could be packed.
 bool derive_packed(const Job& job, Owned& made) {
-    made.product = packs(job, true);
-    if (!made.product && !packs(job, false)) return false;
-    made.packed = fill(made.words, job.size, [&](int64_t i) {
-        return static_cast<uint16_t>(packed_factor(job.m[i], job.b[i], made.product) << 4 | job.m[i]);
-    });
-    if (job.m24 == nullptr || derive_fixed(job, made)) return true;
+    made.product = pack(job, true, made.words);
+    if (made.product || pack(job, false, made.words)) {
+        made.packed = made.words.data();
+        if (job.m24 == nullptr || derive_fixed(job, made)) return true;
+    }
     made.packed = nullptr;
     made.words = {};
     return false;

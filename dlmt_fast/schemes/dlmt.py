@@ -128,7 +128,8 @@ class DLMT:
             return rmul, radd
         if radd is None:
             return rmul, rmul * np.int32(self._rise_v)
-        return rmul, radd * rmul
+        radd *= rmul  # in place: a large image's matrices are slow to make for the memory alone
+        return rmul, radd
 
     def plan(
         self,

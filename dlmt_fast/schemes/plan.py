@@ -216,10 +216,20 @@ def _fixed_point(values: NDArray[np.int32], low: int, span: int, more: int) -> N
     """`div((values - low) * 255 * 2**24, span) + more`, modulo 2**32; a block at a time, which stays in cache."""
     result = np.empty(values.shape, np.uint32)
     source, target = values.reshape(-1), result.reshape(-1)
+    least, most = int(source.min()), int(source.max())
+    if most - least < min(_FOLDED, source.size):  # each of them once, then looked up
+        table = _divided(np.arange(least, most + 1, dtype=np.int64), low, span, more)
+    else:
+        table = None
     for start in range(0, source.size, _FOLDED):
         block = source[start : start + _FOLDED].astype(np.int64)
-        target[start : start + _FOLDED] = (rounded_div((block - low) * _FIXED_ONE, span) + more).astype(np.uint32)
+        folded = _divided(block, low, span, more) if table is None else table.take(block - least)
+        target[start : start + _FOLDED] = folded
     return result
+
+
+def _divided(values: NDArray[np.int64], low: int, span: int, more: int) -> NDArray[np.uint32]:
+    return (rounded_div((values - low) * _FIXED_ONE, span) + more).astype(np.uint32)
 
 
 def check_shape(shape: Any) -> Shape:
