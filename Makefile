@@ -34,7 +34,7 @@ sanitize: $(VENV)/.dev
 	DLMT_SANITIZE=1 DLMT_NATIVE=1 $(BIN)/python setup.py -q build --build-base .sanitize --build-lib .sanitize/lib
 	LD_PRELOAD="$$(g++ -print-file-name=libasan.so):$$(g++ -print-file-name=libstdc++.so)" \
 	ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 PYTHONPATH=.sanitize/lib DLMT_TEST_CHECKOUT=1 \
-	$(PYTEST) -p no:cacheprovider -q tests/test_native.py tests/test_equality.py \
+	$(PYTEST) -p no:cacheprovider -q -m "not long" tests/test_native.py tests/test_equality.py tests/test_png_reader.py \
 	  --deselect 'tests/test_native.py::test_a_fork_in_the_middle_of_another_threads_call[minmax]'
 
 format: $(VENV)/.lint

@@ -28,6 +28,7 @@ STEPS = (
     (FileStamp, "check_unchanged"),
     (folder, "decode"),
     (decode, "decode_jpeg"),
+    (decode, "decode_png"),
     (batching, "_batch"),
     (transforming, "encrypt"),
     (folder, "encode_png"),

@@ -34,6 +34,26 @@ void copy(const py::array& images, const py::array& out, bool streaming, int thr
     dlmt::without_gil([&] { dlmt::copy(from, to, count, convert, streaming, threads); });
 }
 
+// Rows of a PNG image, each behind its filter, to pixels (H, W, C).
+bool unfilter(const py::array& rows, const py::array& out) {
+    dlmt::check_elements(rows, "rows", dlmt::kUint8, false);
+    dlmt::check_elements(out, "out", dlmt::kUint8, true);
+    if (!dlmt::is_dense(rows, 0) || !dlmt::is_dense(out, 0)) throw py::value_error("rows and out must be contiguous");
+    if (out.ndim() != 3 || (out.shape(2) != 1 && out.shape(2) != 3)) {
+        throw py::value_error("out must have shape (H, W, C) with C 1 or 3, got " + dlmt::text(out));
+    }
+    const int64_t height = out.shape(0), width = out.shape(1);
+    if (rows.size() != out.size() + height) throw py::value_error("rows do not have the size of out and its filters");
+    const auto* from = static_cast<const uint8_t*>(rows.data());
+    auto* to = static_cast<uint8_t*>(const_cast<void*>(out.data()));
+    if (from < to + out.size() && to < from + rows.size()) throw py::value_error("rows and out overlap");
+    const int channels = static_cast<int>(out.shape(2));
+    const dlmt::Kernels& use = dlmt::kernels();
+    bool known = false;
+    dlmt::without_gil([&] { known = use.unfilter(from, to, height, width, channels); });
+    return known;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_cpu, module) {
@@ -57,6 +77,8 @@ PYBIND11_MODULE(_cpu, module) {
              py::arg("threads"), "Dense images at addresses that the caller answers for.");
     module.def("copy", &copy, py::arg("images"), py::arg("out"), py::arg("streaming"), py::arg("threads"),
                "Only moves the bytes: uint8 to uint8 or float32.");
+    module.def("unfilter", &unfilter, py::arg("rows"), py::arg("out"),
+               "Undoes the filters of a PNG image's rows; False where one is no filter.");
     module.def("levels", &dlmt::levels, "CPU levels built and supported by this machine, best first.");
     module.def("level", [] { return std::string(dlmt::kernels().name); }, "The CPU level in use.");
     module.def("set_level", &dlmt::set_level, py::arg("name"), "Use another of levels(); raises LevelError.");

@@ -12,9 +12,11 @@ from . import backends
 from ._version import __version__
 from .errors import BackendError
 
-#: Which library does what in stores; all of them come with the package. `stores.jpeg` says which JPEG is Pillow's.
+#: Which library does what in stores; all of them come with the package. `stores.jpeg` and `stores.png_reader` say which
+#: files are Pillow's.
 _CODECS = {
     "JPEG": "simplejpeg (libjpeg-turbo); Pillow for CMYK, and for files that it warns of",
+    "PNG": "isal (ISA-L) and the native module; Pillow for palettes, transparency, interlacing, and without the module",
     "other images": "Pillow",
     "gzip and checksums": "isal (ISA-L)",
 }

@@ -3,16 +3,20 @@ aarch64 under emulation. csrc/tests/vectors_main.cpp is the program."""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import shutil
+import struct
 import subprocess
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import dlmt_fast as dlmt
@@ -98,6 +102,21 @@ def larger_images() -> Iterator[tuple[dlmt.Plan, np.ndarray, None]]:
                 yield scheme.plan(key, shape, normalize=normalize, dtype=dtype, **options), images, None
 
 
+def png_images() -> Iterator[tuple[bytes, np.ndarray]]:
+    """Rows with their filters, any of the five, and the pixels (H, W, C) that Pillow makes of them."""
+    rng = np.random.default_rng(6)
+    for width, height, channels in ((1, 9, 3), (2, 9, 1), (17, 40, 3), (31, 40, 1), (200, 60, 3)):
+        rows = rng.integers(0, 256, (height, 1 + width * channels), np.uint8)
+        rows[:, 0] = np.arange(height) % 5 if width < 100 else rng.integers(0, 5, height)
+        header = struct.pack(">IIBBBBB", width, height, 8, 2 if channels == 3 else 0, 0, 0, 0)
+        chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
+        data = b"\x89PNG\r\n\x1a\n" + b"".join(
+            struct.pack(">I", len(part)) + kind + part + struct.pack(">I", zlib.crc32(kind + part))
+            for kind, part in chunks
+        )
+        yield rows.tobytes(), np.asarray(PIL.Image.open(io.BytesIO(data))).reshape(height, width, channels)
+
+
 @pytest.fixture(scope="module")
 def records(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
     """The file, and the number of its records."""
@@ -108,6 +127,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
                 write_record(file, plan, order, images, known)
                 count += 1
         file.write(np.full(8, -1, np.int32).tobytes())
+        for rows, pixels in png_images():
+            file.write(np.array(pixels.shape, np.int32).tobytes() + rows + pixels.tobytes())
+            count += 1
+        file.write(np.full(3, -1, np.int32).tobytes())
     return path, count
 
 

@@ -72,7 +72,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "keys": set(),
     "schemes": {"keys"},
     "backends": set(),
-    "stores": set(),
+    "stores": {"backends"},
     "torch_ops": {"backends"},
     "functional": {"schemes", "backends", "torch_ops"},
     "checking": {"keys", "schemes", "functional"},
@@ -97,7 +97,7 @@ SHARED: dict[str, set[str]] = {
     },
 }
 PRIVATE: dict[str, set[str]] = {
-    "dlmt_fast.stores.decode": {"jpeg"},
+    "dlmt_fast.stores.decode": {"jpeg", "png_reader"},
     "dlmt_fast.stores.objects": {"bucket"},
     "dlmt_fast.stores.bucket": {"s3_requests"},
     "dlmt_fast.stores.webdataset": {"tar_index"},

@@ -76,6 +76,9 @@ struct Kernels {
     // Only moves bytes (see copy.h).
     void (*copy)(const uint8_t* from, uint8_t* to, int64_t count, bool streaming);
     void (*convert)(const uint8_t* from, float* to, int64_t count, bool streaming);
+    // Undoes the filters of a PNG image's rows: `from` is `height` times a filter and width * channels bytes (1 or 3
+    // channels), `to` the same without the filters. Returns whether every filter is one.
+    bool (*unfilter)(const uint8_t* from, uint8_t* to, int64_t height, int64_t width, int channels);
 };
 
 }  // namespace dlmt

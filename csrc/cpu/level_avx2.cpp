@@ -19,6 +19,7 @@
 #include "loops_bounds.h"
 #include "loops_copy.h"
 #include "loops_inverse.h"
+#include "loops_unfilter.h"
 // Those in vectors, which take the others for what no vector covers.
 #include "kernels_minmax.h"
 #include "kernels_range.h"
@@ -34,8 +35,8 @@
 
 namespace dlmt {
 extern const Kernels kKernels_avx2;
-const Kernels kKernels_avx2 = {"avx2",       avx2::affine,  avx2::minmax_images, avx2::bounds,
-                               avx2::minmax, avx2::inverse, avx2::copy,          avx2::convert};
+const Kernels kKernels_avx2 = {"avx2",        avx2::affine, avx2::minmax_images, avx2::bounds,  avx2::minmax,
+                               avx2::inverse, avx2::copy,   avx2::convert,       avx2::unfilter};
 }  // namespace dlmt
 
 #endif

@@ -23,6 +23,7 @@
 #include "loops_bounds.h"
 #include "loops_copy.h"
 #include "loops_inverse.h"
+#include "loops_unfilter.h"
 // Those in vectors, which take the others for what no vector covers.
 #include "kernels_minmax.h"
 #include "kernels_range.h"
@@ -38,8 +39,9 @@
 
 namespace dlmt {
 extern const Kernels kKernels_avx512;
-const Kernels kKernels_avx512 = {"avx512",       avx512::affine,  avx512::minmax_images, avx512::bounds,
-                                 avx512::minmax, avx512::inverse, avx512::copy,          avx512::convert};
+const Kernels kKernels_avx512 = {"avx512",       avx512::affine,  avx512::minmax_images,
+                                 avx512::bounds, avx512::minmax,  avx512::inverse,
+                                 avx512::copy,   avx512::convert, avx512::unfilter};
 }  // namespace dlmt
 
 #endif

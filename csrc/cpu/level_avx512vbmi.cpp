@@ -24,6 +24,7 @@
 #include "loops_bounds.h"
 #include "loops_copy.h"
 #include "loops_inverse.h"
+#include "loops_unfilter.h"
 // Those in vectors, which take the others for what no vector covers.
 #include "kernels_minmax.h"
 #include "kernels_range.h"
@@ -39,9 +40,9 @@
 
 namespace dlmt {
 extern const Kernels kKernels_avx512vbmi;
-const Kernels kKernels_avx512vbmi = {"avx512vbmi",       avx512vbmi::affine, avx512vbmi::minmax_images,
-                                     avx512vbmi::bounds, avx512vbmi::minmax, avx512vbmi::inverse,
-                                     avx512vbmi::copy,   avx512vbmi::convert};
+const Kernels kKernels_avx512vbmi = {"avx512vbmi",       avx512vbmi::affine,  avx512vbmi::minmax_images,
+                                     avx512vbmi::bounds, avx512vbmi::minmax,  avx512vbmi::inverse,
+                                     avx512vbmi::copy,   avx512vbmi::convert, avx512vbmi::unfilter};
 }  // namespace dlmt
 
 #endif

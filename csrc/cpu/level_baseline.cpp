@@ -6,9 +6,11 @@
 #include "loops_bounds.h"
 #include "loops_copy.h"
 #include "loops_inverse.h"
+#include "loops_unfilter.h"
 
 namespace dlmt {
 extern const Kernels kKernels_baseline;
-const Kernels kKernels_baseline = {"baseline",       baseline::affine,  baseline::minmax_images, baseline::bounds,
-                                   baseline::minmax, baseline::inverse, baseline::copy,          baseline::convert};
+const Kernels kKernels_baseline = {"baseline",       baseline::affine,  baseline::minmax_images,
+                                   baseline::bounds, baseline::minmax,  baseline::inverse,
+                                   baseline::copy,   baseline::convert, baseline::unfilter};
 }  // namespace dlmt

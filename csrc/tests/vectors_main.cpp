@@ -3,7 +3,10 @@
 //
 // A record is, in this order and without padding: eight int32 (normalize, dtype, outer, channels, inner, lo, hi, n),
 // M, B, [M24, B24: uint8 "range"], [std, b: floats], [g: float "range"], images, results, [bounds: min-max], images
-// decrypted from the results. A negative `normalize` ends the file.
+// decrypted from the results. A negative `normalize` ends them.
+//
+// Then PNG images: three int32 (height, width, channels), rows with their filters, pixels. A negative height ends the
+// file.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -107,6 +110,24 @@ bool check_record(std::FILE* file, Counts& counts) {
     return true;
 }
 
+bool check_png(std::FILE* file, Counts& counts) {
+    const std::vector<int32_t> head = read<int32_t>(file, 3);
+    if (head[0] < 0) return false;
+    const int64_t size = int64_t{head[0]} * head[1] * head[2];
+    const auto rows = read<uint8_t>(file, size + head[0]);
+    const auto pixels = read<uint8_t>(file, size);
+    for (const std::string& level : dlmt::levels()) {
+        dlmt::set_level(level);
+        std::vector<uint8_t> out(pixels.size());
+        const bool known = dlmt::kernels().unfilter(rows.data(), out.data(), head[0], head[1], head[2]), yes = true;
+        const std::string where = "record " + std::to_string(counts.records) + ", " + level;
+        counts.compare(&known, &yes, 1, sizeof yes, where + ", whether each filter is one");
+        counts.compare(out.data(), pixels.data(), size, 1, where + ", unfilter");
+    }
+    ++counts.records;
+    return true;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -117,6 +138,8 @@ int main(int argc, char** argv) {
     }
     Counts counts;
     while (check_record(file, counts)) {
+    }
+    while (check_png(file, counts)) {
     }
     std::fclose(file);
     std::printf("%lld records, %lld values compared, %lld differ; levels:", static_cast<long long>(counts.records),

@@ -77,6 +77,19 @@ def copy(images: Array, out: Array, streaming: bool = False, threads: int = 1) -
         raise BackendError(str(error)) from None
 
 
+def unfilter(rows: Array, out: Array) -> bool:
+    """Undo the filters of a PNG image's rows; returns whether every filter is one.
+
+    Args:
+        rows: uint8, contiguous: for each row of the image its filter, 0 to 4, and W * C bytes.
+        out: uint8 (H, W, C) with C 1 or 3, contiguous. What it holds after False is undefined.
+    """
+    try:
+        return bool(_cpu.unfilter(rows, out))
+    except _cpu.LevelError as error:
+        raise BackendError(str(error)) from None
+
+
 def levels() -> list[str]:
     """The CPU levels built and supported by this machine, best first."""
     found: list[str] = _cpu.levels()

@@ -1,7 +1,8 @@
 """One image file to uint8 pixels (C, H, W), exactly, or a refusal that names the reason.
 
-Pillow reads every header, and the pixels too but for JPEG; see `jpeg.decode_jpeg` for which. An image lies in memory as
-decoders give it, pixel by pixel (H, W, C): kernels and encoders take it so, and nobody turns it on the way.
+Pillow reads every header, and the pixels too but for plain JPEG and PNG; see `jpeg.decode_jpeg` and
+`png_reader.decode_png` for which. An image lies in memory as decoders give it, pixel by pixel (H, W, C): kernels and
+encoders take it so, and nobody turns it on the way.
 
 Orientation from EXIF is applied; everything else beside the pixels is dropped. Conversions that lose nothing happen by
 themselves (palette to RGB, bilevel to gray, an alpha channel that is opaque everywhere is dropped); those that change
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from ..errors import DlmtError, ImageError
 from .contract import FileStamp, Shape
 from .jpeg import decode_jpeg
+from .png_reader import decode_png
 from .reading import opened
 
 T = TypeVar("T")
@@ -164,10 +166,11 @@ def _exif_is_read(image: PIL.Image.Image, file: Any) -> bool:
 def _decode(data: bytes, channels: int | None, size: tuple[int, int] | None, fit: str) -> NDArray[np.uint8]:
     image = _open(io.BytesIO(data))
     mode = "L" if _channels(image, channels) == 1 else "RGB"
-    pixels = decode_jpeg(data, image.mode, image.size) if image.format == "JPEG" and image.mode in _PLAIN else None
+    pixels = _quickly(data, image)
     if pixels is None:
         image.load()
-    turn = _TRANSPOSED.get(image.getexif().get(_ORIENTATION, 1))  # a loaded TIFF is turned already, and says so
+    exif = image.getexif() if pixels is None else PIL.Image.Image.getexif(image)  # PNG's own would load the pixels
+    turn = _TRANSPOSED.get(exif.get(_ORIENTATION, 1))  # a loaded TIFF is turned already, and says so
     if pixels is not None:
         if turn is None and image.mode == mode and size in (None, image.size[::-1]):
             return pixels.transpose(2, 0, 1)
@@ -184,6 +187,15 @@ def _decode(data: bytes, channels: int | None, size: tuple[int, int] | None, fit
         image = _resize(image, (size[1], size[0]), fit)
     values = np.asarray(image, np.uint8)
     return values[None] if values.ndim == 2 else values.transpose(2, 0, 1)
+
+
+def _quickly(data: bytes, image: PIL.Image.Image) -> NDArray[np.uint8] | None:
+    """The pixels (H, W, C), where a faster decoder than Pillow's is sure of them."""
+    if image.mode not in _PLAIN:
+        return None
+    if image.format == "JPEG":
+        return decode_jpeg(data, image.mode, image.size)
+    return decode_png(data, image.mode, image.size) if image.format == "PNG" else None
 
 
 def _resize(image: PIL.Image.Image, size: tuple[int, int], fit: str) -> PIL.Image.Image:
