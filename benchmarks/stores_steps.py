@@ -17,7 +17,7 @@ from typing import Any
 from stores_one import KEY, SCHEME
 
 from dlmt_fast.pipeline import JobOptions, encrypt_store, transforming
-from dlmt_fast.stores import batching, decode, folder
+from dlmt_fast.stores import batching, decode, folder, folder_writer
 from dlmt_fast.stores.contract import FileStamp
 from dlmt_fast.stores.publish import FileOps
 
@@ -31,12 +31,12 @@ STEPS = (
     (decode, "decode_png"),
     (batching, "_batch"),
     (transforming, "encrypt"),
-    (folder, "encode_png"),
-    (folder.FolderWriter, "_to_disk"),
+    (folder_writer, "encode_png"),
+    (folder_writer.FolderWriter, "_to_disk"),
     (FileOps, "create"),
     (FileOps, "write"),
     (FileOps, "fsync"),
-    (folder.hashlib, "sha256"),
+    (folder_writer.hashlib, "sha256"),
     (FileOps, "rename"),
 )
 _lock = threading.Lock()

@@ -281,7 +281,7 @@ def test_key_material_is_never_shown(run: Run) -> None:
 
 
 def test_an_interrupt_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dlmt_fast.stores.folder import FolderWriter
+    from dlmt_fast.stores.folder_writer import FolderWriter
 
     def interrupt(self: FolderWriter) -> None:
         raise KeyboardInterrupt

@@ -25,7 +25,8 @@ from dlmt_fast.errors import DlmtError, ImageError, StoreDamagedError, WrongKeyE
 from dlmt_fast.pipeline import JobOptions, decrypt_store, encrypt_store, verify_store
 from dlmt_fast.pipeline.seal import StoreSeal
 from dlmt_fast.stores.decode import decode, probe
-from dlmt_fast.stores.idx import IdxSource, checked_header, looks_like_idx, read_labels, read_slices
+from dlmt_fast.stores.idx import IdxSource
+from dlmt_fast.stores.idx_format import checked_header, looks_like_idx, read_labels, read_slices
 from dlmt_fast.stores.listing import read_listing
 from dlmt_fast.stores.manifest import Manifest, decode_manifest, read_manifest
 from dlmt_fast.stores.npy import decode_npy, encode_npy

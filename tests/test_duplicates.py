@@ -18,7 +18,7 @@ import dlmt_fast as dlmt
 from dlmt_fast import cli
 from dlmt_fast.errors import ImageError, ParameterError, StoreError
 from dlmt_fast.pipeline import JobOptions, Slice, Summary, decrypt_store, encrypt_store, verify_store
-from dlmt_fast.pipeline.encrypt import _Run
+from dlmt_fast.pipeline.run import Run as JobRun
 from dlmt_fast.stores.equal import Contents
 from dlmt_fast.stores.png import encode_png
 
@@ -99,16 +99,16 @@ def test_bytes_do_not_depend_on_workers_slices_or_stops(place: Place, monkeypatc
     place.encrypt(workers=2)
     expected = contents(place.store)
     place.store.rename(place.root / "first")
-    work = _Run.work
+    work = JobRun.work
 
-    def stopped(self: _Run, *args: Any) -> None:
+    def stopped(self: JobRun, *args: Any) -> None:
         self._shards, whole = self._shards[:1], self._shards
         work(self, *args)
         self._shards = whole
         raise OSError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Run, "work", stopped)
+        patch.setattr(JobRun, "work", stopped)
         with pytest.raises(OSError, match="stopped"):
             place.encrypt()
     with monkeypatch.context() as patch:  # the lists are there: nothing is compared again

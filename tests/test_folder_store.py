@@ -18,7 +18,8 @@ import pytest
 
 from dlmt_fast.errors import StoreDamagedError, StoreError
 from dlmt_fast.stores.contract import Batch, Refused
-from dlmt_fast.stores.folder import FolderSource, FolderWriter, Options
+from dlmt_fast.stores.folder import FolderSource, Options
+from dlmt_fast.stores.folder_writer import FolderWriter
 from dlmt_fast.stores.listing import read_listed, read_listing
 from dlmt_fast.stores.publish import FileOps, file_digest, make_directories, publish_bytes
 

@@ -101,6 +101,7 @@ PRIVATE: dict[str, set[str]] = {
     "dlmt_fast.stores.objects": {"bucket"},
     "dlmt_fast.stores.bucket": {"s3_requests"},
     "dlmt_fast.stores.webdataset": {"tar_index"},
+    "dlmt_fast.stores.idx": {"idx_format"},
     "dlmt_fast.stores.cifar": {"restricted_pickle"},
     "dlmt_fast.stores.parquet": {"parquet_format"},
     "dlmt_fast.stores.parquet_writer": {"parquet_format"},

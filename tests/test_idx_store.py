@@ -19,9 +19,9 @@ import pytest
 from dlmt_fast.errors import StoreDamagedError, StoreError
 from dlmt_fast.stores.contract import Batch
 from dlmt_fast.stores.gzipped import pack
-from dlmt_fast.stores.idx import (
+from dlmt_fast.stores.idx import IdxSource
+from dlmt_fast.stores.idx_format import (
     SLICE_BYTES,
-    IdxSource,
     checked_header,
     encode_labels,
     idx_file,
@@ -131,7 +131,7 @@ def test_absurd_sizes_allocate_nothing(sizes: tuple[int, int, int], packed: bool
 
 
 def header_of(data: bytes) -> Any:
-    from dlmt_fast.stores.idx import Header
+    from dlmt_fast.stores.idx_format import Header
 
     return Header(np.dtype(np.uint8), struct.unpack(">3I", data[4:16]))
 

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from ..stores import idx, npy_arrays
+from ..stores import idx_format, npy_arrays
 from ..stores.contract import Published, Source
 from ..stores.manifest import Manifest
 from ..stores.parquet_format import read_footer, read_rows
@@ -78,7 +78,9 @@ class Openly:
     def _idx(self) -> None:
         for extra in self._manifest.extras:
             with downloaded(self._root, [extra.name]) as folder:
-                labels = np.frombuffer(idx.read_labels(folder / extra.name), np.uint8, offset=idx.LABELS_HEADER)
+                labels = np.frombuffer(
+                    idx_format.read_labels(folder / extra.name), np.uint8, offset=idx_format.LABELS_HEADER
+                )
             self._count_array(extra, labels)
 
     def _count_array(self, extra: Published, labels: Any) -> None:

@@ -9,7 +9,8 @@ from ..stores.cifar import CifarSource, looks_like_cifar
 from ..stores.contract import Source
 from ..stores.folder import FolderSource
 from ..stores.folder import Options as FolderOptions
-from ..stores.idx import IdxSource, looks_like_idx
+from ..stores.idx import IdxSource
+from ..stores.idx_format import looks_like_idx
 from ..stores.location import located
 from ..stores.npy_arrays import NpySource, looks_like_npy
 from ..stores.parquet import Decoding as ParquetDecoding

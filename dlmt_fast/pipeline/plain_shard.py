@@ -17,7 +17,7 @@ from ..errors import StoreDamagedError, StoreError
 from ..functional import decrypt
 from ..keys import Key
 from ..stores.contract import Published, ShardWriter
-from ..stores.folder import FolderWriter
+from ..stores.folder_writer import FolderWriter
 from ..stores.listing import Listed
 from ..stores.manifest import Manifest
 from ..stores.publish import OS, FileOps, naming_a_full_disk, remove_leftovers

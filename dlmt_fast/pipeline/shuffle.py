@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import StoreError
 from ..keys import Key
-from ..stores import idx
+from ..stores import idx_format
 from ..stores.contract import Batch, FileStamp, Reader, Refused, ShardSpec, Source, Survey
 from ..stores.npy_arrays import labels_name
 from .order import Numbers, Order
@@ -199,7 +199,7 @@ def array_of_labels(labels: str, shards: Sequence[str]) -> int:
         StoreError: none, so that nothing tells its order.
     """
     for number, shard in enumerate(shards):
-        if labels == labels_name(shard) or idx.stem(labels) == idx.stem(shard):
+        if labels == labels_name(shard) or idx_format.stem(labels) == idx_format.stem(shard):
             return number
     for number, shard in enumerate(shards):  # CIFAR-100 has two kinds of labels
         if shard.endswith("-images.npy") and labels.startswith(shard.removesuffix("images.npy")):
@@ -214,10 +214,10 @@ def reordered(labels: bytes, name: str, rows: NDArray[np.int64]) -> bytes:
         StoreError: it has another number of rows.
     """
     plain = gzip.decompress(labels) if labels[:2] == b"\x1f\x8b" else labels
-    start = 10 + int.from_bytes(plain[8:10], "little") if plain[:6] == b"\x93NUMPY" else idx.LABELS_HEADER
+    start = 10 + int.from_bytes(plain[8:10], "little") if plain[:6] == b"\x93NUMPY" else idx_format.LABELS_HEADER
     count = len(rows)
     if (len(plain) - start) % max(1, count) or len(plain) - start < count:
         raise StoreError(f"{name} does not hold a label for each of {count} images")
     values = np.frombuffer(plain, np.uint8, offset=start).reshape(count, -1) if count else np.empty((0, 1), np.uint8)
     moved = plain[:start] + values[rows].tobytes()
-    return idx.encode_labels(moved, name) if plain is not labels else moved
+    return idx_format.encode_labels(moved, name) if plain is not labels else moved

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import StoreDamagedError, StoreError
 from ..pipeline.formats.contract import check_published
-from ..stores.idx import checked_header, read_labels, read_slices
+from ..stores.idx_format import checked_header, read_labels, read_slices
 from ..stores.manifest import Manifest
 from .arrays import Arrays
 

@@ -12,7 +12,7 @@ import PIL.Image
 
 from ...errors import StoreDamagedError
 from ...stores.contract import Array, Published, Shape, ShardSpec, ShardWriter
-from ...stores.folder import FolderWriter
+from ...stores.folder_writer import FolderWriter
 from ...stores.listing import Listed, can_be_listed, listing_name, read_listed, read_listing
 from ...stores.manifest import Manifest
 from ...stores.npy import decode_npy

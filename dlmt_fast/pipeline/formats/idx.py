@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import ParameterError, StoreDamagedError
-from ...stores import idx
+from ...stores import idx_format
 from ...stores.contract import Published, ShardSpec, ShardWriter
 from ...stores.manifest import Manifest
 from ...stores.sliced import ArrayFile
@@ -41,7 +41,7 @@ class IdxFormat(OneFile):
         return sliced_writer(place, shard.index, shard.name, self.array_file(shard, contents))
 
     def array_file(self, shard: ShardSpec, contents: Contents) -> ArrayFile:
-        return idx.idx_file(shard.name, contents.dtype, contents.array)
+        return idx_format.idx_file(shard.name, contents.dtype, contents.array)
 
     def open(self, root: Path, shard: Published, manifest: Manifest) -> IdxShard:
         return IdxShard(root, shard, manifest)
@@ -57,7 +57,7 @@ class IdxShard:
     def __init__(self, root: Path, shard: Published, manifest: Manifest) -> None:
         self._path, self._dtype = root / shard.name, np.dtype(manifest.dtype)
         check_published(self._path, shard)
-        self._header = header = idx.checked_header(self._path)
+        self._header = header = idx_format.checked_header(self._path)
         if header.dtype.newbyteorder("=") != self._dtype or header.sizes[0] != shard.count:
             raise StoreDamagedError(
                 f"{self._path} holds {header.sizes[0]} images of {header.dtype}, not as its manifest says"
@@ -65,11 +65,11 @@ class IdxShard:
         check_shape((1, *header.sizes[1:]), manifest, self._path)
 
     def read(self) -> Iterator[StoredBatch]:
-        for start, values in idx.read_slices(self._path, self._header):
+        for start, values in idx_format.read_slices(self._path, self._header):
             yield StoredBatch(start, [""] * len(values), values.astype(self._dtype, copy=False))
 
     def plain_file(self, name: str) -> ArrayFile:
-        return idx.idx_file(name, "uint8", self._header.sizes, _PLAIN_GZIP_LEVEL)
+        return idx_format.idx_file(name, "uint8", self._header.sizes, _PLAIN_GZIP_LEVEL)
 
     def plain_writer(self, place: Place, index: int, name: str) -> ShardWriter:
         return sliced_writer(place, index, name, self.plain_file(name))
