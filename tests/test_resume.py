@@ -55,26 +55,64 @@ def test_workers_change_no_byte(tmp_path: Path, key: dlmt.Key) -> None:
     verify_store(place.store, key, place.owner)
 
 
+@pytest.mark.parametrize("shard", [0, 1, 2])
 @pytest.mark.parametrize("what", ["journal", "ledger", "quarantine", "listing", "image"])
-def test_only_what_does_not_count_is_done_again(what: str, tmp_path: Path, key: dlmt.Key) -> None:
+def test_only_what_does_not_count_is_done_again(what: str, shard: int, tmp_path: Path, key: dlmt.Key) -> None:
     place = Place(tmp_path, key, 6)
     store_id = place.encrypt().store_id
     whole = place.files()
     own = {path.name: path.stat().st_mtime_ns for path in place.owner(store_id).glob("journal*")}
     path = {
-        "journal": place.owner(store_id) / "journal-00001.json",
-        "ledger": place.owner(store_id) / "ledger-00001.bin",
-        "quarantine": place.owner(store_id) / "quarantine-00001.json",
-        "listing": place.store / "dlmt-shard-00001.txt",
-        "image": place.store / (place.store / "dlmt-shard-00001.txt").read_text().splitlines()[0].split(" ")[2],
+        "journal": place.owner(store_id) / f"journal-{shard:05d}.json",
+        "ledger": place.owner(store_id) / f"ledger-{shard:05d}.bin",
+        "quarantine": place.owner(store_id) / f"quarantine-{shard:05d}.json",
+        "listing": place.store / f"dlmt-shard-{shard:05d}.txt",
+        "image": place.store / (place.store / f"dlmt-shard-{shard:05d}.txt").read_text().splitlines()[0].split(" ")[2],
     }[what]
     path.write_bytes(path.read_bytes()[:-1])
     assert "2 of 3 shards" in place.encrypt(resume=True).notes[0]
     assert place.files() == whole
     after = {path.name: path.stat().st_mtime_ns for path in place.owner(store_id).glob("journal*")}
-    assert {name for name in own if own[name] != after[name]} == {"journal-00001.json"}
+    assert {name for name in own if own[name] != after[name]} == {f"journal-{shard:05d}.json"}
     verify_store(place.store, key, place.owner)
     assert "3 of 3 shards" in place.encrypt(resume=True).notes[0]
+
+
+@pytest.mark.parametrize("data", [b"", b"{}", b"\xff", b"[1]", b"1e400", b"null"])
+def test_damage_to_every_entry_means_redo(data: bytes, tmp_path: Path, key: dlmt.Key) -> None:
+    place = Place(tmp_path, key, 6)
+    owned = place.owner(place.encrypt().store_id)
+    whole = place.files()
+    for path in owned.glob("journal-*"):
+        path.write_bytes(data)
+    assert place.encrypt(resume=True).outputs == 6
+    assert place.files() == whole
+    verify_store(place.store, key, place.owner)
+
+
+@pytest.mark.parametrize("damaged", [[], [0], [0, 1]], ids=str)
+def test_an_owner_folder_of_another_key_is_refused(
+    damaged: list[int], tmp_path: Path, key: dlmt.Key, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One entry that holds tells whose it is, whichever that is."""
+    place = Place(tmp_path, key, 6)
+    monkeypatch.setattr(place, "owner", lambda store_id: tmp_path / "own")
+    place.encrypt()
+    for shard in damaged:
+        (tmp_path / "own" / f"journal-{shard:05d}.json").write_bytes(b"{}")
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "own").glob("*.*")}
+    place.key, place.store = dlmt.Key(bytes(32)), tmp_path / "elsewhere"
+    with pytest.raises(StoreError, match=r"belongs to another job \(the key is another\); choose another --owner"):
+        place.encrypt()
+    assert {path.name: path.read_bytes() for path in (tmp_path / "own").glob("*.*")} == kept
+
+
+def test_a_damaged_record_is_no_reason_to_lose_a_ledger(tmp_path: Path, key: dlmt.Key) -> None:
+    place = Place(tmp_path, key, 6)
+    owned = place.owner(place.encrypt().store_id)
+    (owned / "job.json").write_bytes(b"{")
+    with pytest.raises(StoreError, match=r"holds a damaged job.json; choose another --owner"):
+        place.encrypt(resume=True)
 
 
 def test_check_compares_digests(tmp_path: Path, key: dlmt.Key) -> None:

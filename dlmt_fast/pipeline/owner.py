@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Container, Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,15 +78,21 @@ class OwnerFolder:
             return
         try:
             other = "" if found == data else differences(parse_json(found), record)
-            entry = self.read_journal(0)
-        except ValueError:  # damaged: of this job or not, nothing can be told from it
-            raise StoreDamagedError(
-                f"{self.root} holds a damaged job.json or journal; choose another --owner"
-            ) from None
-        if found == data and entry is not None and entry["job"] != self._seal.store_id:
+        except ValueError:  # of this job or not, nothing can be told from it
+            raise StoreDamagedError(f"{self.root} holds a damaged job.json; choose another --owner") from None
+        if found == data and self._entered_by() not in (None, self._seal.store_id):
             other = "the key is another"
         if other:
             raise StoreError(f"the owner's folder {self.root} belongs to another job ({other}); choose another --owner")
+
+    def _entered_by(self) -> str | None:
+        """The id of the job whose journal this is, from any entry that is whole; None where there is none."""
+        for entry in entries(self.root):
+            if number := re.fullmatch(r"journal-(\d+)\.json", entry.name):
+                with suppress(StoreDamagedError):  # that shard is done again
+                    if found := self.read_journal(int(number[1])):
+                        return str(found["job"])
+        return None
 
     def read_record(self) -> dict[str, Any] | None:
         """The job record that the folder has, or None."""
@@ -248,7 +256,7 @@ class OwnerFolder:
             return None
         except ValueError:
             raise StoreDamagedError(f"{path} is damaged") from None
-        if set(body) != _ENTRY or entry["sha256"] != digest:
+        if set(body) != _ENTRY or entry.get("sha256") != digest:
             raise StoreDamagedError(f"{path} is damaged: its checksum does not match")
         return body
 
