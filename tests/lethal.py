@@ -67,7 +67,8 @@ class Lethal(FileOps):
 
     def _note(self, path: Path) -> None:
         if path.name.startswith(".tmp-"):
-            self.shard = int(path.name.split("-")[2])
+            shard = path.name.split("-")[2]
+            self.shard = int(shard) if shard.isdigit() else -1
 
     def write(self, descriptor: int, data: bytes | memoryview) -> None:
         super().write(descriptor, bytes(data)[: len(data) // 2])

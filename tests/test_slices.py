@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from dlmt_fast.pipeline import JobOptions, Slice, Summary, encrypt_store, verify
 from dlmt_fast.pipeline.locks import JobLocks
 from dlmt_fast.stores.manifest import read_manifest
 from dlmt_fast.stores.png import encode_png
-from dlmt_fast.stores.publish import OS, FileOps
+from dlmt_fast.stores.publish import OS, FileOps, temporary_name
 
 SCHEME = dlmt.DLMT("mat_mmt")
 
@@ -221,10 +221,13 @@ def test_a_whole_job_and_slices_go_on_with_each_other(place: Place, expected: di
 
 
 class FullDisk(FileOps):
-    """No space for the files of shard 3, that of slice 2/2."""
+    """No space for the files of a shard, by default 3, which is one of slice 2/2."""
+
+    def __init__(self, shard: str = "-00003-") -> None:
+        self.shard = shard
 
     def create(self, path: Path, mode: int = 0o666) -> int:
-        if "-00003-" in path.name:
+        if self.shard in path.name:
             raise OSError(errno.ENOSPC, "no space left", str(path))
         return super().create(path, mode)
 
@@ -247,6 +250,83 @@ def test_a_failing_slice_touches_no_other(place: Place, expected: dict[str, byte
         left.unlink()
     assert "1 of 3 shards of slice 2/2 were done already" in place.encrypt(Slice(2, 2), resume=True).notes[0]
     place.check_whole(expected)
+
+
+class Beside(FileOps):
+    """Has another slice do its part just before the first file of this name is published."""
+
+    def __init__(self, name: str, other: Callable[[], object]) -> None:
+        self.name, self.other = name, other
+
+    def rename(self, old: Path, new: Path) -> None:
+        if new.name == self.name:
+            self.name = ""
+            self.other()
+        super().rename(old, new)
+
+
+@pytest.mark.parametrize("name", ["sources-00000.bin", "journal-00001.json"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_slice_leaves_what_another_is_writing(
+    name: str, fails: bool, place: Place, expected: dict[str, bytes]
+) -> None:
+    """It starts, works and ends or fails while the other one holds a temporary in the owner's folder; both of them may
+    write the list of sources."""
+
+    def other() -> None:
+        if not fails:
+            assert place.encrypt(Slice(1, 2)).outputs == 6
+            return
+        with pytest.raises(OSError, match="no space left"):
+            place.encrypt(Slice(1, 2), ops=FullDisk("-00004-"))
+
+    done = place.encrypt(Slice(2, 2), ops=Beside(name, other))
+    assert (done.outputs, done.shards_left) == (6, 1 if fails else 0)
+    place.encrypt(Slice(1, 2), resume=True)
+    place.check_whole(expected)
+
+
+def test_what_a_killed_slice_left_of_no_shard_goes_when_nobody_writes(place: Place, expected: dict[str, bytes]) -> None:
+    """Whose it is nothing tells: so it goes when a slice starts or ends alone."""
+    place.encrypt(Slice(1, 2))
+    left = place.owned / temporary_name(place.owned.name, None)
+    left.write_bytes(b"half")
+    with holding(place.owned, Slice(1, 2)):
+        place.encrypt(Slice(2, 2))
+        assert left.exists()
+    place.encrypt(Slice(2, 2), resume=True)
+    assert not left.exists()
+    place.check_whole(expected)
+    (place.store / "dlmt-shard-00001.txt").unlink()
+    place.encrypt(Slice(1, 2), resume=True)
+    left.write_bytes(b"half")
+    with pytest.raises(OSError, match="no space left"):
+        place.encrypt(Slice(2, 2), ops=FullDisk("-00001-"), resume=True)
+    assert not left.exists()
+
+
+def test_no_slice_alone_is_the_one_of_what_belongs_to_no_shard() -> None:
+    assert None in Slice()
+    assert None not in Slice(1, 2)
+    assert None not in Slice(2, 2)
+
+
+def test_what_a_killed_slice_left_of_labels_goes_at_the_end(place: Place) -> None:
+    """Labels and metadata of Zarr lie in folders of their own."""
+    pytest.importorskip("zarr")
+
+    def encrypt(part: Slice) -> Summary:
+        options = JobOptions(shard_size=2, slice=part)
+        return encrypt_store(place.source, place.store, place.key, SCHEME, place.owner, options, target_named="zarr")
+
+    store_id = encrypt(Slice(1, 2)).store_id
+    folders = [place.store, *(path for path in place.store.rglob("*") if path.is_dir())]
+    assert len(folders) > 1
+    for folder in folders:
+        (folder / temporary_name(store_id, None)).write_bytes(b"half")
+    assert encrypt(Slice(2, 2)).shards_left == 0
+    assert not list(place.store.rglob(".*"))
+    verify_store(place.store, place.key, place.owner)
 
 
 def test_slices_start_and_end_together(place: Place, expected: dict[str, bytes]) -> None:

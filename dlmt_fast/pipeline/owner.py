@@ -60,8 +60,9 @@ class OwnerFolder:
         self.refuse_inside(target)
         make_directories(self.root, self._ops, mode=0o700)
 
-    def sweep(self, shards: Container[int]) -> None:
-        """Remove what dead attempts left half-written of these shards; nobody may be writing it."""
+    def sweep(self, shards: Container[int | None]) -> None:
+        """Remove what dead attempts left half-written of these shards; nobody may be writing it. None stands for what
+        belongs to no shard, which every slice writes."""
         remove_leftovers([self.root], self._seal.store_id, self._ops, shards)
 
     def write_record(self, record: Mapping[str, Any]) -> None:
@@ -199,7 +200,7 @@ class OwnerFolder:
     def write_duplicates(self, shard: int, found: list[Duplicate]) -> None:
         """The samples of a shard that are equal to earlier ones of the job."""
         lines = [item._asdict() for item in found]
-        self._publish(self._duplicates(shard).name, json.dumps(lines, indent=1).encode("utf-8"), shard)
+        self._publish(self._duplicates(shard).name, json.dumps(lines, indent=1).encode("utf-8"))
 
     def read_duplicates(self, shard: int) -> list[Duplicate]:
         """What `write_duplicates` entered; a shard without duplicates has no list.
@@ -267,7 +268,7 @@ class OwnerFolder:
     def write_sources(self, part: int, stamps: Iterable[FileStamp]) -> None:
         """A part of the list of source files, encrypted."""
         files = {"files": [[stamp.path, stamp.size, stamp.state] for stamp in stamps]}
-        self._publish(self._sources(part).name, self._seal.seal_sources(part, files), part)
+        self._publish(self._sources(part).name, self._seal.seal_sources(part, files))
 
     def read_sources(self, part: int) -> list[FileStamp]:
         """A part of the list of source files.
@@ -288,5 +289,5 @@ class OwnerFolder:
         """Whether there is an entry for a shard, whatever it says."""
         return (self.root / f"journal-{shard:05d}.json").exists()
 
-    def _publish(self, name: str, data: bytes, shard: int = 0) -> None:
+    def _publish(self, name: str, data: bytes, shard: int | None = None) -> None:
         publish_bytes(self.root / name, data, self._seal.store_id, shard, self._ops, mode=0o600)

@@ -117,7 +117,7 @@ class PlainJournal:
         """Whether a segment of any shard counts."""
         return self.root.is_dir() and any(entry.name.startswith("segment-") for entry in entries(self.root))
 
-    def sweep(self, shards: Container[int]) -> None:
+    def sweep(self, shards: Container[int | None]) -> None:
         """Remove what was left half-written of these shards; nobody may be writing it."""
         if self.root.is_dir():  # it goes before the marker does
             remove_leftovers([self.root], self._job_id, self._ops, shards)
@@ -135,7 +135,7 @@ class PlainJournal:
             self._ops.rmdir(self.root)
         self._ops.fsync_directory(self.root.parent)
 
-    def _publish(self, name: str, data: bytes, shard: int = 0) -> None:
+    def _publish(self, name: str, data: bytes, shard: int | None = None) -> None:
         publish_bytes(self.root / name, data, self._job_id, shard, self._ops)
 
 

@@ -80,7 +80,7 @@ class RemoteStorage:
     def settle(self) -> None:
         """Nothing: an answer tells that it is so."""
 
-    def sweep(self, store_id: str, shards: Container[int] | None, names: Callable[[], Iterable[str]]) -> None:
+    def sweep(self, store_id: str, shards: Container[int | None] | None, names: Callable[[], Iterable[str]]) -> None:
         remove_dead_staging()
         if shards is not None:
             self.objects.abort_uploads(lambda found: found.intersection(names()))

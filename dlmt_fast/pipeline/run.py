@@ -51,6 +51,8 @@ class Run:
         with self._locks.gate():
             self._locks.take()
             owner.sweep(self._slice)
+            if not self._locks.others():
+                owner.sweep({None})
             if not self._slice.whole:
                 job.admit()
             owner.write_record(job.record)
@@ -125,6 +127,8 @@ class Run:
         """Labels and manifest, without what only the replaced store had."""
         job, target = self._job, self._job.target
         target.sweep(job.store_id, None)
+        if job.form.joined:
+            target.sweep(job.store_id, {None})  # some of what belongs to no shard lies in folders
         remove_leftovers([job.owner.root], job.store_id, self._ops)
         if not is_remote(target.root):
             remove_parts(target.root, job.store_id, self._ops)  # of a shard whose entry was the last that was written

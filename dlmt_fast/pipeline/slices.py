@@ -10,7 +10,8 @@ from ..errors import ParameterError, UsageError
 
 @dataclass(frozen=True)
 class Slice:
-    """Number `number`, from 1, of `of` slices. `index in slice` tells whether it does that shard.
+    """Number `number`, from 1, of `of` slices. `index in slice` tells whether it does that shard. What belongs to no
+    shard, None, is in no slice but the whole: each of several writes it.
 
     Shards are dealt out in turn, not in runs: a source is sorted by path, so that neighbouring shards cost alike (one
     class, one camera), and runs of them would leave some slices with all of the large images.
@@ -27,6 +28,8 @@ class Slice:
             raise ParameterError(f"a slice is I/N with 1 <= I <= N <= 99999, got {self}")
 
     def __contains__(self, shard: object) -> bool:
+        if shard is None:
+            return self.whole
         return isinstance(shard, int) and shard % self.of == self.number - 1
 
     def __str__(self) -> str:

@@ -87,11 +87,12 @@ class Storage(Protocol):
         """What was removed from the root stays removed, also after a power cut."""
         ...
 
-    def sweep(self, store_id: str, shards: Container[int] | None, names: Callable[[], Iterable[str]]) -> None:
+    def sweep(self, store_id: str, shards: Container[int | None] | None, names: Callable[[], Iterable[str]]) -> None:
         """Remove what attempts left half-written. Nothing may be writing it.
 
         Args:
-            shards: those concerned; None: only what lies in the root itself, whatever its shard.
+            shards: those concerned, None among them for what belongs to no shard. None: only what lies in the root
+                itself, whatever its shard.
             names: gives the files that these shards publish.
         """
         ...
@@ -167,7 +168,7 @@ class LocalStorage:
     def settle(self) -> None:
         self._ops.fsync_directory(self.root)
 
-    def sweep(self, store_id: str, shards: Container[int] | None, names: Callable[[], Iterable[str]]) -> None:
+    def sweep(self, store_id: str, shards: Container[int | None] | None, names: Callable[[], Iterable[str]]) -> None:
         alone = self._single or shards is None
         folders: Iterator[Path] = iter([self.root]) if alone else folders_below(self.root)
         remove_leftovers(folders, store_id, self._ops, shards)

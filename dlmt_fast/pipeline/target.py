@@ -116,7 +116,7 @@ class Target:
             self.storage.settle()
 
     def sweep(
-        self, store_id: str, shards: Container[int] | None, names: Callable[[], Iterable[str]] = lambda: ()
+        self, store_id: str, shards: Container[int | None] | None, names: Callable[[], Iterable[str]] = lambda: ()
     ) -> None:
         """Remove what attempts left half-written; nothing may be writing it. See `Storage.sweep`."""
         self.storage.sweep(store_id, shards, lambda: chain(names(), [self.manifest.name]))
@@ -133,7 +133,7 @@ class Target:
             self.storage.remove(found[:-1])
 
     def stop(
-        self, store_id: str, keep: bool, shards: Container[int], names: Callable[[], Iterable[str]] = lambda: ()
+        self, store_id: str, keep: bool, shards: Container[int | None], names: Callable[[], Iterable[str]] = lambda: ()
     ) -> bool:
         """After a failure: leave a state to resume, or, where no shard counts and nothing was begun, the place as it
         was. Gives whether there is something to resume.

@@ -75,9 +75,10 @@ class FileOps:
 OS = FileOps()
 
 
-def temporary_name(store_id: str, shard: int) -> str:
-    """A name beside the target that no reader takes for data."""
-    return f".tmp-{store_id}-{shard:05d}-{secrets.token_hex(8)}"
+def temporary_name(store_id: str, shard: int | None) -> str:
+    """A name beside the target that no reader takes for data. Without a shard: of a file that belongs to none."""
+    mark = "none" if shard is None else f"{shard:05d}"
+    return f".tmp-{store_id}-{mark}-{secrets.token_hex(8)}"
 
 
 @contextmanager
@@ -106,8 +107,10 @@ def write_temporary(path: Path, data: bytes | bytearray, ops: FileOps = OS, mode
         raise
 
 
-def publish_bytes(path: Path, data: bytes, store_id: str, shard: int = 0, ops: FileOps = OS, mode: int = 0o666) -> None:
-    """Publish one small file under its final name, replacing what was there."""
+def publish_bytes(
+    path: Path, data: bytes, store_id: str, shard: int | None = None, ops: FileOps = OS, mode: int = 0o666
+) -> None:
+    """Publish one small file under its final name, replacing what was there. See `temporary_name`."""
     temporary = path.with_name(temporary_name(store_id, shard))
     try:
         write_temporary(temporary, data, ops, mode)
@@ -144,17 +147,22 @@ def remove_all(paths: Iterable[Path], ops: FileOps = OS) -> None:
 
 
 def remove_leftovers(
-    folders: Iterable[Path], store_id: str, ops: FileOps = OS, shards: Container[int] | None = None
+    folders: Iterable[Path], store_id: str, ops: FileOps = OS, shards: Container[int | None] | None = None
 ) -> None:
-    """Remove the temporaries that dead attempts of a job (or of some of its shards) left in these folders."""
-    ours = re.compile(rf"\.tmp-{store_id}-(\d+)-")
+    """Remove the temporaries that dead attempts of a job (or of some of its shards, where None among them stands for
+    what belongs to no shard) left in these folders."""
+    ours = re.compile(rf"\.tmp-{store_id}-(?:(\d+)|none)-")
     for folder in folders:
         with os.scandir(folder) as entries:
             named = ((entry.path, ours.match(entry.name)) for entry in entries)
-            found = [Path(path) for path, match in named if match and (shards is None or int(match[1]) in shards)]
+            found = [Path(path) for path, match in named if match and (shards is None or _shard(match) in shards)]
         remove_all(found, ops)
         if found:
             ops.fsync_directory(folder)
+
+
+def _shard(name: re.Match[str]) -> int | None:
+    return None if name[1] is None else int(name[1])
 
 
 def file_digest(path: Path) -> tuple[int, str]:
