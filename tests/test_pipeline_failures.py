@@ -21,6 +21,7 @@ import pytest
 import dlmt_fast as dlmt
 from dlmt_fast.errors import DlmtError, ImageError, ParameterError, StoreDamagedError, StoreError, UsageError
 from dlmt_fast.pipeline import JobOptions, Summary, decrypt_store, encrypt_store, verify_store
+from dlmt_fast.pipeline.target import Target
 from dlmt_fast.stores import publish
 from dlmt_fast.stores.contract import Published
 from dlmt_fast.stores.manifest import Manifest, read_manifest
@@ -467,6 +468,32 @@ def test_overwrite_never_writes_over_an_unknown_file(folder: Place) -> None:
     with pytest.raises(StoreError, match=r"mine\.png is in the way"):
         folder.encrypt(names="keep", overwrite=True)
     assert tree(folder.store) == before
+
+
+@pytest.mark.parametrize("data", [b"", b'["a.png"', b"\xff", b"{}", b"null", b"[1]"])
+def test_a_damaged_list_of_the_old_store_is_told(data: bytes, folder: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it listed is told by nothing else; what the message says to do ends with a whole store."""
+
+    def full(place: Any, *_: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    folder.encrypt(normalize="none")
+    with monkeypatch.context() as patch:
+        patch.setattr(Target, "keep", full)
+        with pytest.raises(OSError, match="no space left"):
+            folder.encrypt(overwrite=True)
+    (path,) = (folder.root / "owner").rglob("replaced.json")
+    path.write_bytes(data)
+    before = tree(folder.root)
+    with pytest.raises(StoreDamagedError, match=r"replaced\.json is damaged: .*; remove .* the same command without"):
+        folder.encrypt(resume=True)
+    assert {name: found for name, found in tree(folder.root).items() if "locks" not in name} == {
+        name: found for name, found in before.items() if "locks" not in name
+    }
+    shutil.rmtree(folder.store)
+    folder.encrypt(overwrite=True)
+    folder.verify()
+    assert not path.exists()
 
 
 def test_a_failed_overwrite_leaves_the_old_store(folder: Place) -> None:

@@ -108,11 +108,24 @@ class OwnerFolder:
         self._publish("replaced.json", canonical_json(sorted(names)))
 
     def read_replaced(self) -> set[str]:
-        """The files of the store that this job replaces; empty where it replaces none."""
+        """The files of the store that this job replaces; empty where it replaces none.
+
+        Raises:
+            StoreDamagedError: the list of them is damaged.
+        """
+        path, names = self.root / "replaced.json", None
         try:
-            return set(parse_json((self.root / "replaced.json").read_bytes()))
+            names = parse_json(path.read_bytes())
         except FileNotFoundError:
             return set()
+        except ValueError:
+            pass
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise StoreDamagedError(
+                f"{path} is damaged: nothing else tells the files of the old store from the new ones; remove both "
+                "from the target, or choose another target, and start the same command without --resume"
+            )
+        return set(names)
 
     def forget_replaced(self) -> None:
         """The old store is gone, or this start of the job replaces none."""
