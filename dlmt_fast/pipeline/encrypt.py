@@ -80,7 +80,7 @@ def encrypt_store(
         return summary
     if not job.target.storage.shared and (options.engine == "ray" or (options.workers or 1) > 1):
         raise UsageError(f"{target_path} is seen by one process alone; use --workers 1 and no Ray")
-    job.owner.prepare(job.target.path)
+    note = job.owner.prepare(job.target.path)
     with JobLocks(job.owner.root, options.slice) as locks:
         run = Run(job, ops, locks)
         run.start(summary, progress)
@@ -90,7 +90,7 @@ def encrypt_store(
         except BaseException:
             run.stop(tell)
             raise
-    summary.notes += _notes(job)
+    summary.notes += _notes(job) + ([note] if note else [])
     summary.seconds = time.perf_counter() - started
     return summary
 

@@ -16,9 +16,14 @@ from ..stores.contract import FileStamp, Published, Refused
 from ..stores.publish import OS, FileOps, make_directories, publish_bytes, remove_leftovers
 from ..stores.walk import entries
 from .job import differences
+from .private import closed_to_others
 from .seal import StoreSeal
 
 _DUPLICATES = "duplicates.json"
+_OURS = re.compile(
+    r"(job|replaced|duplicates)\.json|(journal|quarantine|duplicates)-\d+\.json|(ledger|sources)-\d+\.bin|"
+    r"segment-\d+-\d+\.bin|locks|\.tmp-.*"
+)
 _ENTRY = {"job", "shard", "attempt", "inputs", "outputs", "quarantined", "size", "output_sha256"}
 
 
@@ -51,14 +56,16 @@ class OwnerFolder:
         if inside == outside or outside in inside.parents:
             raise StoreError(f"the owner's folder {self.root} lies inside the target {target}; choose another --owner")
 
-    def prepare(self, target: Path) -> None:
-        """Make the folder, mode 0700.
+    def prepare(self, target: Path) -> str:
+        """Make the folder, mode 0700; one that is there and holds no other files gets that mode. Gives what the user
+        is to know of that, or "".
 
         Raises:
             StoreError: see `refuse_inside`.
         """
         self.refuse_inside(target)
-        make_directories(self.root, self._ops, mode=0o700)
+        made = make_directories(self.root, self._ops, mode=0o700)
+        return "" if made else closed_to_others(self.root, _OURS)
 
     def sweep(self, shards: Container[int | None]) -> None:
         """Remove what dead attempts left half-written of these shards; nobody may be writing it. None stands for what
