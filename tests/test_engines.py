@@ -242,7 +242,7 @@ class FailingDisk(FileOps):
 def test_a_failing_disk_is_tried_again_and_counted(
     tmp_path: Path, key: dlmt.Key, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("dlmt_fast.pipeline.attempts._PAUSE", 0.0)
+    monkeypatch.setattr("dlmt_fast.stores.attempts._PAUSE", 0.0)
     place = Place(tmp_path, key, 12)
     whole = place.encrypt("whole")
     assert place.encrypt("one", FailingDisk(2)).as_dict()["outputs"] == whole.outputs

@@ -93,7 +93,7 @@ SHARED: dict[str, set[str]] = {
     "dlmt_fast.stores": {
         *("contract", "publish", "manifest", "decode", "batching", "png", "npy", "gzipped", "runs", "sliced"),
         *("streamed", "axes", "listing", "stamps", "scratch", "digests", "walk", "location", "remote_errors"),
-        *("segments", "staging", "objects", "remote", "reading", "threads", "equal", "scattered"),
+        *("segments", "staging", "objects", "remote", "reading", "threads", "equal", "scattered", "attempts"),
     },
 }
 PRIVATE: dict[str, set[str]] = {

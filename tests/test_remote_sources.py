@@ -26,10 +26,10 @@ import pytest
 import dlmt_fast as dlmt
 from dlmt_fast.cli import main
 from dlmt_fast.errors import ImageError, RemoteError, StoreDamagedError, StoreError, UsageError
-from dlmt_fast.pipeline import JobOptions, Summary, attempts, encrypt_store, preview_encrypt
+from dlmt_fast.pipeline import JobOptions, Summary, encrypt_store, preview_encrypt
 from dlmt_fast.pipeline.open import open_source
 from dlmt_fast.pipeline.target import Target
-from dlmt_fast.stores import remote
+from dlmt_fast.stores import attempts, remote
 from dlmt_fast.stores.folder import FolderSource
 from dlmt_fast.stores.location import located
 from dlmt_fast.stores.png import encode_png

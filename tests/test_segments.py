@@ -236,7 +236,7 @@ def test_a_failure_at_the_end_keeps_every_segment(name: str, place: Place) -> No
 
 
 def test_an_error_that_passes_costs_one_segment(npy: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dlmt_fast.pipeline.attempts._PAUSE", 0.0)
+    monkeypatch.setattr("dlmt_fast.stores.attempts._PAUSE", 0.0)
     whole = npy.whole()
 
     class Once(Failing):

@@ -1,38 +1,18 @@
-"""Work that is tried again where a device or a network fails for a moment."""
+"""Work on a shard that is tried again: what it told of its progress is taken back first."""
 
 from __future__ import annotations
 
-import errno
-import time
 from collections.abc import Callable
+from itertools import count
 from typing import TypeVar
 
+from ..stores.attempts import retried
 from .summary import Advance, Tally
 
 T = TypeVar("T")
-_ATTEMPTS = 3
-_PAUSE = 0.2  # seconds before the second attempt, four times as long before each further one
-# Errors of devices and networks that may pass. A full disk or a missing permission does not.
-_PASSING = {
-    *(errno.EIO, errno.ETIMEDOUT, errno.ENOENT, errno.EAGAIN, errno.EBUSY),
-    *(errno.ECONNRESET, errno.ECONNABORTED, errno.EHOSTUNREACH, errno.ENETUNREACH),
-    *(getattr(errno, name) for name in ("ESTALE", "EREMOTEIO") if hasattr(errno, name)),
-}
 
 
 def persistently(work: Callable[[int, Advance], T], advance: Advance) -> T:
-    """Do some work, given the number of the attempt, from 1; errors that may pass are tried again from the start.
-
-    Raises:
-        OSError: another one, or the last time.
-    """
-    tally = Tally(advance)
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            return work(attempt, tally)
-        except OSError as error:
-            if error.errno not in _PASSING or attempt == _ATTEMPTS:
-                raise
-            tally.take_back()
-            time.sleep(_PAUSE * 4 ** (attempt - 1))
-    raise AssertionError("the last attempt returns or raises")
+    """Do some work, given the number of the attempt, from 1; see `retried`."""
+    tally, attempts = Tally(advance), count(1)
+    return retried(lambda: work(next(attempts), tally), tally.take_back)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Iterator, Mapping
 from itertools import groupby
 from typing import NamedTuple
 
-from ..stores.contract import EQUAL, Array, Batch, Refused, ShardSpec, Source
+from ..errors import StoreError
+from ..stores.contract import EQUAL, Array, Batch, Reader, Refused, ShardSpec, Source
 from ..stores.equal import Contents, Equal
+from .attempts import persistently
 from .job import refused_error
 from .owner import Duplicate, OwnerFolder
 from .planned import PlannedJob
 from .shuffle import ShuffledSource
-from .summary import Progress, counter
+from .summary import Advance, Progress, counter
 
 _NAMED = 3  # pairs that a note names
 
@@ -71,17 +74,37 @@ def _digested(source: Source, workers: int, on_error: str, progress: Progress) -
     inputs = sum(len(shard.samples) for shard in shards)
     advance = counter(progress, inputs, "compared")
     for shard in shards:
-        part = source.part(shard.samples)
-        for item in part.read(shard.samples, workers):
+        _add(contents, source.part(shard.samples), shard.samples, workers, on_error, advance)
+    return contents, inputs
+
+
+def _add(contents: Contents, part: Reader, samples: range, workers: int, on_error: str, advance: Advance) -> None:
+    """Add the digests of some samples; those that an attempt has added stay."""
+
+    def attempt(number: int, tally: Advance) -> None:
+        for item in part.read(samples, workers):
             if isinstance(item, Refused):
                 if on_error == "fail":
                     raise refused_error([item])
-                advance(1, refused=1)
+                tally(1, refused=1)
                 continue
             for index, digest in _digests(item):
-                contents.add(index, digest, part.path_of(index))
-            advance(len(item.images), item.images.nbytes)
-    return contents, inputs
+                if index >= contents.count:
+                    _keep(contents, index, digest, part.path_of(index))
+            tally(len(item.images), item.images.nbytes)
+
+    persistently(attempt, advance)
+
+
+def _keep(contents: Contents, index: int, digest: bytes, path: str) -> None:
+    """Add a digest. That is not tried again: one that was added by halves would then be equal to itself."""
+    try:
+        contents.add(index, digest, path)
+    except OSError as error:
+        raise StoreError(
+            f"the digests of images are kept in {tempfile.gettempdir()} (TMPDIR names another folder), which failed: "
+            f"{error}"
+        ) from None
 
 
 def _digests(batch: Batch) -> Iterator[tuple[int, bytes]]:

@@ -18,11 +18,13 @@ import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any
 
 from ..errors import DlmtError, StoreError, missing
 from ..keys import allow_export
+from ..stores.attempts import retried
 from .owner import OwnerFolder
 from .summary import Advance
 from .task import JobContext, Made, ShardResult, Task
@@ -79,7 +81,7 @@ def run_on_ray(
                 for done in ray.wait(list(flying), num_returns=1)[0]:
                     made = _result(ray, done, flying[done])
                     task = flying.pop(done)
-                    entries.enter(task, made)
+                    retried(partial(entries.enter, task, made))
                     advance(len(task.shard.samples), made.published.size, sum(not item.equal for item in made.refused))
                     yield task, made.result
         finally:

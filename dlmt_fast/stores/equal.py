@@ -27,24 +27,28 @@ class Equal(NamedTuple):
 
 
 class Contents:
-    """Digests with names, added in ascending order of their indices; some may be left out."""
+    """Digests with names, added in ascending order of their indices; some may be left out.
+
+    Attributes:
+        count: the least index that can be added.
+    """
 
     def __init__(self) -> None:
         self._parts = [Scratch() for _ in range(_PARTS)]
         self._names, self._ends = Scratch(), Scratch()
-        self._count = 0
+        self.count = 0
 
     def add(self, index: int, digest: bytes, name: str) -> None:
         """Take in a content by its digest of `DIGEST` bytes."""
         self._parts[digest[0] * _PARTS // 256].append(digest + index.to_bytes(8, "little"))
-        while self._count < index:
+        while self.count < index:
             self._append_name("")
         self._append_name(name)
 
     def _append_name(self, name: str) -> None:
         self._names.append(name.encode("utf-8"))
         self._ends.append(self._names.size.to_bytes(8, "little"))
-        self._count += 1
+        self.count += 1
 
     def name(self, index: int) -> str:
         """The name of a content."""

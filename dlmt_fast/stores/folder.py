@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ..errors import ImageError, StoreError
+from .attempts import retried
 from .batching import FETCHERS, Encoded, decode_all, fetched_ahead, in_threads
 from .contract import Array, Batch, FileStamp, Refused, Shape, ShardSpec, Survey
 from .decode import SUFFIXES, decode, decode_bytes, probe
@@ -168,7 +169,7 @@ class FolderSource(FolderImages):
         for index, stamp in enumerate(self._stamps.part(range(start, min(start + _PROBED, len(self)))), start):
             try:
                 _check_name(stamp.path)
-                shape = probe(self.root / stamp.path, self.options.channels, stamp)
+                shape = retried(partial(probe, self.root / stamp.path, self.options.channels, stamp))
             except ImageError as error:
                 found.append(Refused(index, stamp.path, str(error)))
                 continue
