@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from ..errors import ParameterError, UsageError
+from ..errors import ParameterError, StoreError, UsageError
 from ..stores.contract import Kept, ShardSpec, Source
 from ..stores.decode import SUFFIXES
 from .formats import StoredFormat, format_of
@@ -80,10 +81,30 @@ def check_duplicates(form: StoredFormat) -> None:
         raise ParameterError(f"an array has no gaps: --duplicates drop does not apply to {form.kind}; see report")
 
 
-def shard_name(
+def named_shards(
+    form: StoredFormat, source: Source, single: Path | None, seal: StoreSeal, options: JobOptions
+) -> list[ShardSpec]:
+    """The shards of a source under the names of the published files that stand for them.
+
+    Args:
+        single: the target where it is one file.
+
+    Raises:
+        StoreError: two would have one name.
+    """
+    shards, originals = [], dict[str, str]()
+    for shard in source.shards():
+        name = _shard_name(form, source, shard, single, seal, options)
+        if name in originals:
+            raise StoreError(f"{originals[name]} and {shard.name} would both be written as {name}")
+        originals[name] = shard.name
+        shards.append(replace(shard, name=name))
+    return shards
+
+
+def _shard_name(
     form: StoredFormat, source: Source, shard: ShardSpec, single: Path | None, seal: StoreSeal, options: JobOptions
 ) -> str:
-    """The published file that stands for a shard; `single` is the target where it is one file."""
     if single is not None:
         return single.name
     hide = not source.own_names and options.names == "hash"

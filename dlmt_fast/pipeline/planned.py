@@ -17,7 +17,7 @@ from ..stores.segments import cut
 from ..stores.webdataset import WebdatasetSource
 from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
-from .kinds import check_dtype, check_duplicates, check_kept, original_name, shard_name, target_format
+from .kinds import check_dtype, check_duplicates, check_kept, named_shards, original_name, target_format
 from .locks import held
 from .naming import OutputNames
 from .open import open_source
@@ -202,7 +202,7 @@ def plan_job(
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)
     classes = source.number_classes() if form.labelled else None
     single = target.path if target.single else None
-    shards = [replace(shard, name=shard_name(form, source, shard, single, seal, options)) for shard in source.shards()]
+    shards = named_shards(form, source, single, seal, options)
     job = PlannedJob(
         source=source,
         target=target,
