@@ -45,7 +45,7 @@ def test_an_empty_folder_is_closed_to_others(mode: int, owner: Path, encrypt: Ca
     owner.chmod(mode)
     notes = encrypt().notes
     assert mode_of(owner) == 0o700
-    assert f"the owner's folder {owner} had mode {mode:04o}, so that others could enter it; it has 0700 now" in notes
+    assert f"the owner's folder {owner} had mode {mode:04o}, which lets others enter it; it has 0700 now" in notes
     assert not [note for note in encrypt().notes if "mode" in note]
 
 
@@ -91,6 +91,12 @@ def test_a_file_system_without_modes_takes_the_job(
     summary = encrypt()
     assert summary.outputs == 3
     assert [note for note in summary.notes if note.startswith(f"others can enter the owner's folder {owner}")]
+
+
+def test_rights_that_the_owner_has_not_are_not_given(owner: Path) -> None:
+    owner.chmod(0o555)
+    assert "had mode 0555" in private.closed_to_others(owner, re.compile(""))
+    assert mode_of(owner) == 0o500
 
 
 def test_windows_has_no_modes(owner: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,8 +57,8 @@ class OwnerFolder:
             raise StoreError(f"the owner's folder {self.root} lies inside the target {target}; choose another --owner")
 
     def prepare(self, target: Path) -> str:
-        """Make the folder, mode 0700; one that is there and holds no other files gets that mode. Gives what the user
-        is to know of that, or "".
+        """Make the folder, mode 0700; one that is there and holds no other files is closed to others. Gives what the
+        user is to know of that, or "".
 
         Raises:
             StoreError: see `refuse_inside`.
