@@ -17,7 +17,7 @@ from ..canonical import canonical_json
 from ..errors import ImageError, ParameterError, StoreError
 from ..keys import CONTRACT
 from ..schemes import DLMT
-from ..stores.contract import Refused, Shape, Source, Survey
+from ..stores.contract import Refused, Shape, ShardSpec, Source, Survey
 from .options import JobOptions
 from .shuffle import ARRAYS, SAMPLES
 
@@ -55,7 +55,12 @@ def refuse_other_versions(recorded: Mapping[str, str]) -> None:
 
 
 def job_record(
-    source: Source, scheme: DLMT, options: JobOptions, target_kind: str, libraries: Sequence[str] = ()
+    source: Source,
+    shards: Sequence[ShardSpec],
+    scheme: DLMT,
+    options: JobOptions,
+    target_kind: str,
+    libraries: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The record whose keyed digest is the store's id; `libraries` write the target's files."""
     files, digest = 0, hashlib.sha256()
@@ -65,7 +70,7 @@ def job_record(
     return {
         "contract": CONTRACT,
         "source": {"kind": source.kind, "files": files, "sha256": digest.hexdigest()},
-        "shards": [[shard.samples.start, shard.samples.stop] for shard in source.shards()],
+        "shards": [[shard.samples.start, shard.samples.stop] for shard in shards],
         "target": target_kind,
         "scheme": scheme.params,
         "options": options.recorded(),
@@ -111,7 +116,7 @@ def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None, n
     """What the key opens in a store's manifest: enough to decrypt where min-max was not used.
 
     Args:
-        named: the samples of the source have names; else they are values of arrays, and each was shuffled in itself.
+        named: the samples have names; else they are values of arrays, and each array was shuffled in itself.
     """
     recorded = options.recorded()
     later: dict[str, Any] = {"shuffle": SAMPLES if named else ARRAYS} if options.shuffle else {}

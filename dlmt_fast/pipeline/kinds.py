@@ -20,10 +20,10 @@ TARGETS = {
     "folder": ("folder", "webdataset", "parquet", "zarr"),
     "webdataset": ("webdataset", "folder", "parquet"),
     "parquet": ("parquet", "folder", "webdataset"),
-    "idx": ("idx", "parquet", "zarr"),
-    "cifar": ("npy", "parquet", "zarr"),
-    "npy": ("npy", "parquet", "zarr"),
-    "zarr": ("zarr", "npy", "parquet"),
+    "idx": ("idx", "folder", "webdataset", "parquet", "zarr"),
+    "cifar": ("npy", "folder", "webdataset", "parquet", "zarr"),
+    "npy": ("npy", "folder", "webdataset", "parquet", "zarr"),
+    "zarr": ("zarr", "npy", "folder", "webdataset", "parquet"),
 }
 
 
@@ -78,6 +78,20 @@ def check_duplicates(form: StoredFormat) -> None:
     """
     if not form.named or form.joined:
         raise ParameterError(f"an array has no gaps: --duplicates drop does not apply to {form.kind}; see report")
+
+
+def shards_of(source: Source, form: StoredFormat, size: int) -> list[ShardSpec]:
+    """How a job is cut: as its source is; but arrays whose samples become files into runs of `size`, since all files of
+    a shard become visible together."""
+    whole = source.shards()
+    if source.named or not form.cut:
+        return whole
+    runs = [
+        (shard.name, shard.samples[start : start + size])
+        for shard in whole
+        for start in range(0, max(1, len(shard.samples)), size)
+    ]
+    return [ShardSpec(index, name, samples) for index, (name, samples) in enumerate(runs)]
 
 
 def shard_name(

@@ -138,7 +138,8 @@ class Run:
             for shard in published:
                 target.keep(shard_files(target.root, job.form, shard))
         target.keep(extra.name for extra in extras)
-        sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape, job.source.named))
+        named = job.source.named or job.form.cut
+        sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape, named))
         count = sum(shard.count for shard in published)
         manifest = Manifest(job.kind, job.store_id, job.dtype, job.shape, count, published, tuple(extras), sealed)
         target.finish(manifest, job.store_id)
