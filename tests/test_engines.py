@@ -71,7 +71,8 @@ def ray_folder() -> Iterator[Path]:
 
 def run_lethal(engine: str, place: Place, kills: int, *more: str) -> dict[str, Any]:
     words = [sys.executable, str(Path(__file__).with_name("lethal.py")), engine, str(place.root), str(kills), *more]
-    done = subprocess.run(words, capture_output=True, check=False)
+    # Ray's workers look for packages in the current folder first: not in the checkout, which has no compiled modules
+    done = subprocess.run(words, capture_output=True, check=False, cwd=place.root)
     assert done.returncode == 0, done.stderr.decode()
     found: dict[str, Any] = json.loads([line for line in done.stdout.splitlines() if line[:1] == b"{"][-1])
     return found

@@ -9,8 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-import PIL
-import simplejpeg
 
 from .._version import __version__
 from ..canonical import canonical_json
@@ -18,14 +16,14 @@ from ..errors import ImageError, ParameterError, StoreError
 from ..keys import CONTRACT
 from ..schemes import DLMT
 from ..stores.contract import Refused, Shape, ShardSpec, Source, Survey
+from ..stores.decode import decoders
 from .options import JobOptions
 from .shuffle import ARRAYS, SAMPLES
 
 
 def versions() -> dict[str, str]:
-    """What a shard's bytes can depend on: this package, the decoders (simplejpeg's is libjpeg-turbo), the resizer."""
-    decoders = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
-    return {"dlmt-fast": __version__, **decoders, "numpy": np.__version__}
+    """What a shard's bytes can depend on: this package, the decoders, the resizer (Pillow)."""
+    return {"dlmt-fast": __version__, **decoders(), "numpy": np.__version__}
 
 
 def library_versions(libraries: Sequence[str]) -> dict[str, str]:
