@@ -132,26 +132,33 @@ def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None, n
     }
 
 
-def settle_shape(survey: Survey, options: JobOptions) -> Shape | None:
-    """The one shape of all images, or None with `per_size`.
+def settle_shape(survey: Survey, options: JobOptions, strict: bool = True) -> Shape | None:
+    """The one shape of all images, or None with `per_size`. Where `on_error` is "quarantine" and more than half have
+    one shape, the others are left out: they are then in `survey.odd`.
+
+    Args:
+        strict: refuse images that cannot be taken where `on_error` is "fail".
 
     Raises:
         ImageError: a file cannot be taken and `on_error` is "fail".
         StoreError: no image can be taken, or there are several shapes without `size` or `per_size`.
     """
-    if survey.refused and options.on_error == "fail":
+    if survey.refused and strict and options.on_error == "fail":
         raise refused_error(survey.refused)
     if not survey.shapes:
         raise StoreError(f"none of the {len(survey.refused)} files can be taken; {refused_error(survey.refused)}")
     if options.per_size:
         return None
     if len(survey.shapes) > 1:
+        usual = survey.leave_out_others() if options.on_error == "quarantine" else None
+        if usual is not None:
+            return usual
         channels = {shape[0] for shape in survey.shapes}
         mixed = "--channels 3 (or 1) makes them alike, " if len(channels) > 1 else ""
         raise ParameterError(
             f"the images have {len(survey.shapes)} different shapes (channels x height x width):\n"
             f"{survey.describe_shapes()}\n{mixed}--size HxW brings all to one size, --per-size gives each size its own "
-            "matrices"
+            "matrices, --on-error quarantine leaves out what is unlike more than half"
         )
     return next(iter(survey.shapes))
 

@@ -114,7 +114,8 @@ class PlannedJob:
                 self.source.part(shard.samples),
                 original_name(self.form, self.source, originals[shard.index]),
             )
-            yield Task(shard, self.names.of(shard), reader, original, self._contents(shard, reader))
+            odd = {index: self.survey.odd[index].reason for index in shard.samples if index in self.survey.odd}
+            yield Task(shard, self.names.of(shard), reader, original, self._contents(shard, reader), odd)
 
     def _contents(self, shard: ShardSpec, reader: Reader) -> Contents:
         labelled = self.form.labelled and len(shard.samples) > 0 and reader.label_of(shard.samples.start) is not None
@@ -188,7 +189,7 @@ def plan_job(
     if options.shuffle:
         source.pick(())  # refused before any work
     survey = source.survey()
-    shape = settle_shape(survey, options if strict else replace(options, on_error="quarantine"))
+    shape = settle_shape(survey, options, strict)
     form.check_job(shape, options.on_error)
     check_kept(form, kept_of(source))
     if options.duplicates == "drop":
@@ -200,7 +201,8 @@ def plan_job(
     if options.shuffle:
         source = ShuffledSource(source, shuffle_of(source, key, seal.store_id))
         survey = source.placed(survey)
-    names = OutputNames(source, form, seal, options, dtype, cut, {item.index for item in survey.refused})
+    never_written = {item.index for item in survey.refused} | survey.odd.keys()
+    names = OutputNames(source, form, seal, options, dtype, cut, never_written)
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)
     classes = source.number_classes() if form.labelled else None
     single = target.path if target.single else None

@@ -222,7 +222,7 @@ class Run:
         """The work, entered in `_begun` when it is asked for."""
         for task in self._job.tasks(shards):
             if self._job.options.duplicates == "drop":
-                task = replace(task, dropped=dropped_of(self._job.owner, task.shard.index))
+                task = replace(task, dropped=dict(dropped_of(self._job.owner, task.shard.index)) | dict(task.dropped))
             self._begun[task.shard.index] = task
             yield task
 
