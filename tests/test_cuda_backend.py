@@ -5,7 +5,6 @@ The kernels themselves are tested in test_gpu_*.py, where there is a GPU.
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import sys
@@ -19,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import stand_in_cuda as stand_in
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -27,19 +27,6 @@ from dlmt_fast import functional, info
 from dlmt_fast.checking import Checker, CheckError, checked
 from dlmt_fast.device_arrays import DeviceImages
 from dlmt_fast.errors import BackendError, DecryptError, InputShapeError, InputTypeError, ParameterError
-
-
-def _load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-stand_in = _load("stand_in_cuda")
 
 SHAPE = (3, 6, 5)
 OUTPUTS = [

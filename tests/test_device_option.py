@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+import stand_in_cuda as stand_in
 import torch
 
 import dlmt_fast as dlmt
@@ -21,20 +21,6 @@ from dlmt_fast.gpu_batches import GpuBatches
 from dlmt_fast.pipeline import JobOptions, Summary, encrypt_store, verify_store
 
 SCHEME = dlmt.DLMT("mat_mmt")
-
-
-def _stand_in() -> Any:
-    name = "stand_in_cuda"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-stand_in = _stand_in()
 
 
 class Gpu(stand_in.Gpu):  # type: ignore[misc]

@@ -163,3 +163,13 @@ def test_what_the_command_refuses(words: tuple[str, ...], text: str, run: Run) -
     assert text in said["error"]
     assert state() == before
     assert run(*words)[0] == code
+
+
+@pytest.mark.parametrize("to", ["folder", "webdataset"])
+def test_arrays_that_become_files(run: Run, to: str) -> None:
+    Path("source").mkdir()
+    np.save("source/train-images.npy", np.random.default_rng(0).integers(0, 256, (25, 6, 5), np.uint8))
+    np.save("source/train-labels.npy", np.arange(25) % 3)
+    said, _ = same(run, "encrypt", "source", "store", "--to", to, "--shard-size", "10")
+    assert (said["shards"], said["outputs"]) == (3, 25)
+    same(run, "decrypt", "store", "back")

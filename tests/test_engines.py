@@ -71,7 +71,8 @@ def ray_folder() -> Iterator[Path]:
 
 def run_lethal(engine: str, place: Place, kills: int, *more: str) -> dict[str, Any]:
     words = [sys.executable, str(Path(__file__).with_name("lethal.py")), engine, str(place.root), str(kills), *more]
-    done = subprocess.run(words, capture_output=True, check=False)
+    # Ray's workers look for packages in the current folder first: not in the checkout, which has no compiled modules
+    done = subprocess.run(words, capture_output=True, check=False, cwd=place.root)
     assert done.returncode == 0, done.stderr.decode()
     found: dict[str, Any] = json.loads([line for line in done.stdout.splitlines() if line[:1] == b"{"][-1])
     return found
@@ -186,6 +187,33 @@ def test_a_killed_driver_of_ray_is_resumed(tmp_path: Path, key: dlmt.Key, ray_fo
     place.encrypt("whole")
     assert place.files("one") == place.files("whole")
     verify_store(tmp_path / "one", key, place.owner("one"))
+
+
+@LINUX
+@pytest.mark.long
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_job_of_ray_is_resumed(
+    signum: signal.Signals, tmp_path: Path, key: dlmt.Key, ray_folder: Path
+) -> None:
+    pytest.importorskip("ray")
+    place = Place(tmp_path, key, 400)
+    key.save(tmp_path / "k", params=SCHEME.params)
+    line = ["encrypt", "source", "one", "--key", "k", "--owner", "own-one", "--shard-size", "4", "--engine", "ray"]
+    line += ["--on-error", "quarantine", "--workers", "2", "--json"]
+    command = [sys.executable, "-c", "from dlmt_fast.cli import main; main()", *line]
+    how: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | {"RAY_TMPDIR": str(ray_folder)}}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how) as driver:
+        wait_until(lambda: len(list((tmp_path / "own-one").glob("journal-*"))) > 5 or driver.poll(), "no shard is done")
+        driver.send_signal(signum)
+        _, words = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + signum
+    assert b"--resume goes on" in b" ".join(words.split())
+    assert not list((tmp_path / "one").rglob(".tmp-*"))
+    assert not (tmp_path / "one" / "dlmt-store.json").exists()
+    again = subprocess.run([*command, "--resume"], capture_output=True, check=False, **how)
+    assert again.returncode == 3, again.stderr.decode()  # one image is quarantined
+    place.encrypt("whole")
+    assert place.files("one") == place.files("whole")
 
 
 def test_a_missing_ray_is_named(tmp_path: Path, key: dlmt.Key, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from key_material import key_material
 
 import dlmt_fast as dlmt
 from dlmt_fast.errors import BackendError, StoreDamagedError, StoreError
@@ -285,13 +286,8 @@ def test_nothing_of_names_or_key_is_in_the_files(source: str, dtype: str, place:
     getattr(place, source)()
     done = place.encrypt("parquet", dtype=dtype, classes="index")
     words = [b"anna", b"holiday", b"deep", b"cats", b"dogs", b"patient", b"TopSecret", b"private", b"Exif", b"1237"]
-    words += [
-        secret,
-        secret.hex().encode(),
-        place.key.fingerprint.encode(),
-        done.store_id.encode(),
-        str(place.root).encode(),
-    ]
+    words += key_material(secret, done.store_id, SCHEME, (3, 6, 7))
+    words += [done.store_id.encode(), str(place.root).encode()]
     for path in place.parts():
         for part in (path.name.encode(), path.read_bytes(), *leaves(path.read_bytes())):
             assert not [word for word in words if word in part]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import stand_in_cuda as stand_in
 import torch
 
 import dlmt_fast as dlmt
@@ -18,20 +16,6 @@ from dlmt_fast.errors import BackendError, InputShapeError, InputTypeError, Para
 from dlmt_fast.pinned import encrypt_batches
 
 SHAPE = (3, 6, 5)
-
-
-def _stand_in() -> Any:
-    name = "stand_in_cuda"
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-stand_in = _stand_in()
 
 
 class Labelled(NamedTuple):

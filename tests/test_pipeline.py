@@ -466,7 +466,10 @@ def test_bad_images_are_listed_and_counted(place: Place, names: str) -> None:
     journal = json.loads((place.owners / "journal-00000.json").read_text())
     assert (journal["inputs"], journal["outputs"], journal["quarantined"]) == (6, 2, 4)
     assert read_manifest(place.store).count == 2
-    place.verify()
+    found = place.verify()
+    assert (found.inputs, found.outputs) == (6, 2)
+    assert sorted(found.quarantined, key=str) == sorted(done.quarantined, key=str)
+    assert place.verify(key=False).inputs == 2  # of the rest only the owner knows
     place.decrypt()
     assert set(files(place.back)) == {"a/good.png", "b/good.png"}
 

@@ -488,9 +488,10 @@ def test_from_s3_to_s3(remote: Remote) -> None:
 
 
 @pytest.mark.long
-def test_ray(remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ray(remote: Remote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tasks stage in their own processes, and upload from there."""
     pytest.importorskip("ray")
+    monkeypatch.chdir(tmp_path)  # where Ray's workers look for packages first: not in the checkout
     monkeypatch.setenv("RAY_TMPDIR", tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
     remote.images(9)
     whole = without_manifest(files_of_local(remote))

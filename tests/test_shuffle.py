@@ -308,7 +308,7 @@ def test_parquet_of_arrays_comes_back_in_order(place: Place) -> None:
         table = pq.read_table(path)
         assert table.column("label").to_pylist() == list(range(table.num_rows))
         names = [image["path"] for image in table.column("image").to_pylist()]
-        assert [name.partition("#")[2] for name in names] == [f"{i}.png" for i in range(table.num_rows)]
+        assert [name.rpartition("-")[2] for name in names] == [f"{i:06d}.png" for i in range(table.num_rows)]
 
 
 def test_cifar_keeps_its_splits(place: Place) -> None:

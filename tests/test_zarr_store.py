@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from key_material import key_material
 
 import dlmt_fast as dlmt
 from dlmt_fast.errors import BackendError, ParameterError, StoreDamagedError
@@ -243,8 +244,8 @@ def test_damage_is_noticed(place: Place) -> None:
 def test_nothing_of_names_or_key_is_in_the_files(place: Place, secret: bytes) -> None:
     place.folder()
     done = place.encrypt(dtype="float32")
-    words = [b"anna", b"cats", b"dogs", b"1237", b"1013", secret, secret.hex().encode(), done.store_id.encode()]
-    words += [place.key.fingerprint.encode(), b"scheme", b"range", b"dlmt"]
+    words = [b"anna", b"cats", b"dogs", b"1237", b"1013", done.store_id.encode(), b"scheme", b"range", b"dlmt"]
+    words += key_material(secret, done.store_id, SCHEME, (3, 6, 7))
     values = zarr.open_group(place.store, mode="r")
     parts = [values["images"][:].tobytes(), values["labels"][:].tobytes(), *place.objects().values()]
     assert not [word for word in words for part in parts if word in part]

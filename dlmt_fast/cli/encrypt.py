@@ -53,7 +53,9 @@ def encrypt(
     ] = None,
     on_error: Annotated[str, typer.Option(help="At a bad image: fail, or quarantine and go on.")] = "fail",
     workers: Workers = None,
-    shard_size: Annotated[int, typer.Option(help="Files a shard, for folders.")] = 1000,
+    shard_size: Annotated[
+        int, typer.Option(help="Images a shard; tars and arrays that stay arrays are shards.")
+    ] = 1000,
     resume: Resume = False,
     check: Check = False,
     shard: Annotated[

@@ -32,15 +32,19 @@ def answer(facts: dict[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(facts) if as_json else text)
 
 
-def finish(summary: Any, as_json: bool) -> None:
-    """The end of a command over stores: its counts, and exit code 3 where samples could not be taken."""
+def finish(summary: Any, as_json: bool, refused_now: bool = True) -> None:
+    """The end of a command over stores: its counts, and exit code 3 where samples could not be taken.
+
+    Args:
+        refused_now: it was this command that could not take them; else they are counted alone.
+    """
     rate = summary.outputs / summary.seconds if summary.seconds else 0.0
     counts = f"{summary.inputs} inputs = {summary.outputs} outputs + {len(summary.quarantined)} quarantined"
     if summary.dropped:
         counts += f" ({summary.dropped} of them equal to others)"
     speed = f"{summary.output_bytes / 1e6:.1f} MB in {summary.seconds:.2f} s ({rate:.0f} images/s)"
     lines = [f"{summary.command}: {counts}, {speed}"]
-    bad = [item for item in summary.quarantined if not item["reason"].startswith(EQUAL)] if summary.quarantined else []
+    bad = [item for item in summary.quarantined if refused_now and not item["reason"].startswith(EQUAL)]
     lines += [f"  quarantined {item['path']}: {item['reason']}" for item in bad]
     lines += [f"  {note}" for note in summary.notes]
     answer(summary.as_dict(), as_json, "\n".join(lines))

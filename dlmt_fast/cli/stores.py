@@ -67,4 +67,4 @@ def verify(
     folder = None if key_path is None else owner_of(key_path, owner)
     with shown("verify", progress_mode, as_json) as progress:
         summary = verify_store(target, key, folder, progress)
-    finish(summary, as_json)
+    finish(summary, as_json, refused_now=False)

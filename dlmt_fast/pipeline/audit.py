@@ -6,7 +6,7 @@ from typing import Any
 
 from ..errors import StoreDamagedError
 from ..keys import Key
-from ..stores.contract import Published
+from ..stores.contract import Published, Refused
 from .owner import OwnerFolder
 from .seal import store_id_of
 from .stored import StoredImages
@@ -41,9 +41,9 @@ def _id_of(key: Key, record: dict[str, Any]) -> str | None:
 
 def check_counts(
     store: StoredImages, owner: OwnerFolder, index: int, shard: Published, inputs: int, ledger: dict[str, Any] | None
-) -> int:
+) -> list[Refused]:
     """Compare a shard's journal entry, quarantine list and ledger with each other and with what was published; gives
-    the number of quarantined samples.
+    the quarantined samples.
 
     Raises:
         StoreDamagedError: a number differs from another, or an entry or list is missing.
@@ -65,4 +65,4 @@ def check_counts(
     if len(set(found.values())) > 1:
         counts = ", ".join(f"{count} {what}" for what, count in found.items())
         raise StoreDamagedError(f"the counts of shard {index} do not add up: {counts}")
-    return len(refused)
+    return refused

@@ -104,7 +104,8 @@ def _notes(job: PlannedJob) -> list[str]:
         more = [f"and {len(job.classes) - _SHOWN} more in this order"] if len(job.classes) > _SHOWN else []
         notes.append(f"classes by number: {', '.join(shown + more)}")
     extras = list(job.source.extras)
-    if job.form.labelled and len(extras) != len(job.shards) and extras:
+    inside = job.form.labelled or (job.form.folders and not job.source.named)
+    if inside and extras and len(extras) != len(job.source.shards()):
         notes.append(f"an image has one label in the target at most; the source's labels are in {', '.join(extras)}")
     if job.options.keep:
         notes.append(f"these fields pass unprotected: {', '.join(name for name, _ in kept_of(job.source))}")

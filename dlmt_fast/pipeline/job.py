@@ -9,23 +9,21 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
-import PIL
-import simplejpeg
 
 from .._version import __version__
 from ..canonical import canonical_json
 from ..errors import ImageError, ParameterError, StoreError
 from ..keys import CONTRACT
 from ..schemes import DLMT
-from ..stores.contract import Refused, Shape, Source, Survey
+from ..stores.contract import Refused, Shape, ShardSpec, Source, Survey
+from ..stores.decode import decoders
 from .options import JobOptions
 from .shuffle import ARRAYS, SAMPLES
 
 
 def versions() -> dict[str, str]:
-    """What a shard's bytes can depend on: this package, the decoders (simplejpeg's is libjpeg-turbo), the resizer."""
-    decoders = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__}
-    return {"dlmt-fast": __version__, **decoders, "numpy": np.__version__}
+    """What a shard's bytes can depend on: this package, the decoders, the resizer (Pillow)."""
+    return {"dlmt-fast": __version__, **decoders(), "numpy": np.__version__}
 
 
 def library_versions(libraries: Sequence[str]) -> dict[str, str]:
@@ -55,7 +53,12 @@ def refuse_other_versions(recorded: Mapping[str, str]) -> None:
 
 
 def job_record(
-    source: Source, scheme: DLMT, options: JobOptions, target_kind: str, libraries: Sequence[str] = ()
+    source: Source,
+    shards: Sequence[ShardSpec],
+    scheme: DLMT,
+    options: JobOptions,
+    target_kind: str,
+    libraries: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The record whose keyed digest is the store's id; `libraries` write the target's files."""
     files, digest = 0, hashlib.sha256()
@@ -65,7 +68,7 @@ def job_record(
     return {
         "contract": CONTRACT,
         "source": {"kind": source.kind, "files": files, "sha256": digest.hexdigest()},
-        "shards": [[shard.samples.start, shard.samples.stop] for shard in source.shards()],
+        "shards": [[shard.samples.start, shard.samples.stop] for shard in shards],
         "target": target_kind,
         "scheme": scheme.params,
         "options": options.recorded(),
@@ -111,7 +114,7 @@ def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None, n
     """What the key opens in a store's manifest: enough to decrypt where min-max was not used.
 
     Args:
-        named: the samples of the source have names; else they are values of arrays, and each was shuffled in itself.
+        named: the samples have names; else they are values of arrays, and each array was shuffled in itself.
     """
     recorded = options.recorded()
     later: dict[str, Any] = {"shuffle": SAMPLES if named else ARRAYS} if options.shuffle else {}
@@ -129,26 +132,33 @@ def header(scheme: DLMT, options: JobOptions, dtype: str, shape: Shape | None, n
     }
 
 
-def settle_shape(survey: Survey, options: JobOptions) -> Shape | None:
-    """The one shape of all images, or None with `per_size`.
+def settle_shape(survey: Survey, options: JobOptions, strict: bool = True) -> Shape | None:
+    """The one shape of all images, or None with `per_size`. Where `on_error` is "quarantine" and more than half have
+    one shape, the others are left out: they are then in `survey.odd`.
+
+    Args:
+        strict: refuse images that cannot be taken where `on_error` is "fail".
 
     Raises:
         ImageError: a file cannot be taken and `on_error` is "fail".
         StoreError: no image can be taken, or there are several shapes without `size` or `per_size`.
     """
-    if survey.refused and options.on_error == "fail":
+    if survey.refused and strict and options.on_error == "fail":
         raise refused_error(survey.refused)
     if not survey.shapes:
         raise StoreError(f"none of the {len(survey.refused)} files can be taken; {refused_error(survey.refused)}")
     if options.per_size:
         return None
     if len(survey.shapes) > 1:
+        usual = survey.leave_out_others() if options.on_error == "quarantine" else None
+        if usual is not None:
+            return usual
         channels = {shape[0] for shape in survey.shapes}
         mixed = "--channels 3 (or 1) makes them alike, " if len(channels) > 1 else ""
         raise ParameterError(
             f"the images have {len(survey.shapes)} different shapes (channels x height x width):\n"
             f"{survey.describe_shapes()}\n{mixed}--size HxW brings all to one size, --per-size gives each size its own "
-            "matrices"
+            "matrices, --on-error quarantine leaves out what is unlike more than half"
         )
     return next(iter(survey.shapes))
 

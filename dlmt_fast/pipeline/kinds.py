@@ -21,10 +21,10 @@ TARGETS = {
     "folder": ("folder", "webdataset", "parquet", "zarr"),
     "webdataset": ("webdataset", "folder", "parquet"),
     "parquet": ("parquet", "folder", "webdataset"),
-    "idx": ("idx", "parquet", "zarr"),
-    "cifar": ("npy", "parquet", "zarr"),
-    "npy": ("npy", "parquet", "zarr"),
-    "zarr": ("zarr", "npy", "parquet"),
+    "idx": ("idx", "folder", "webdataset", "parquet", "zarr"),
+    "cifar": ("npy", "folder", "webdataset", "parquet", "zarr"),
+    "npy": ("npy", "folder", "webdataset", "parquet", "zarr"),
+    "zarr": ("zarr", "npy", "folder", "webdataset", "parquet"),
 }
 
 
@@ -81,19 +81,39 @@ def check_duplicates(form: StoredFormat) -> None:
         raise ParameterError(f"an array has no gaps: --duplicates drop does not apply to {form.kind}; see report")
 
 
+def shards_of(source: Source, form: StoredFormat, size: int) -> list[ShardSpec]:
+    """How a job is cut: as its source is; but arrays whose samples become files into runs of `size`, since all files of
+    a shard become visible together."""
+    whole = source.shards()
+    if source.named or not form.cut:
+        return whole
+    runs = [
+        (shard.name, shard.samples[start : start + size])
+        for shard in whole
+        for start in range(0, max(1, len(shard.samples)), size)
+    ]
+    return [ShardSpec(index, name, samples) for index, (name, samples) in enumerate(runs)]
+
+
 def named_shards(
-    form: StoredFormat, source: Source, single: Path | None, seal: StoreSeal, options: JobOptions
+    form: StoredFormat,
+    source: Source,
+    cut: Sequence[ShardSpec],
+    single: Path | None,
+    seal: StoreSeal,
+    options: JobOptions,
 ) -> list[ShardSpec]:
-    """The shards of a source under the names of the published files that stand for them.
+    """The shards of a job under the names of the published files that stand for them.
 
     Args:
+        cut: as `shards_of` gives them.
         single: the target where it is one file.
 
     Raises:
         StoreError: two would have one name.
     """
     shards, originals = [], dict[str, str]()
-    for shard in source.shards():
+    for shard in cut:
         name = _shard_name(form, source, shard, single, seal, options)
         if name in originals:
             raise StoreError(f"{originals[name]} and {shard.name} would both be written as {name}")

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ..errors import StoreError
 from ..stores.contract import Reader, ShardSpec, Source
 from ..stores.digests import digest64, repeated
+from ..stores.runs import sample_name
 from .formats import StoredFormat
 from .options import JobOptions
 from .seal import StoreSeal
@@ -63,6 +64,7 @@ class OutputNames:
     """The names of a whole job, made a shard at a time; all "" and in the source's order where the target keeps none.
 
     Args:
+        shards: of the job.
         never_written: the samples that the survey refused; their names may be anything.
 
     Raises:
@@ -76,12 +78,15 @@ class OutputNames:
         seal: StoreSeal,
         options: JobOptions,
         dtype: str,
+        shards: Sequence[ShardSpec],
         never_written: set[int],
     ) -> None:
         self._source, self._form, self._seal, self._never_written = source, form, seal, never_written
         self._named, self._keep, self._suffix = form.named, options.names == "keep", form.suffix(dtype)
+        self._shards = shards
         paths = (part.path_of(index) for index, part in self._samples() if source.in_folders)
         self._namer = Namer(seal, self._keep, options.classes == "index", paths, self._suffix)
+        self._digits = self._digits_of_classes() if form.folders and not source.in_folders else 1
         if self._named:
             self._refuse_the_same()
 
@@ -95,7 +100,7 @@ class OutputNames:
 
     def _samples(self) -> Iterator[tuple[int, Reader]]:
         """Every sample, a shard at a time, with what knows its path."""
-        for shard in self._source.shards() if self._named else ():
+        for shard in self._shards if self._named else ():
             part = self._source.part(shard.samples)
             yield from ((index, part) for index in shard.samples)
 
@@ -106,8 +111,14 @@ class OutputNames:
         if self._source.in_folders and (self._form.folders or self._keep):
             return self._namer.name(path)
         label = part.label_of(index) if self._form.folders else None
-        hidden = path.rpartition("//")[2].rpartition(".")[0] if self._keep else self._seal.name(path)
-        return ("" if label is None else f"{label}/") + hidden + self._suffix
+        kept = sample_name(path) or path.rpartition("//")[2].rpartition(".")[0]
+        hidden = kept if self._keep else self._seal.name(path)
+        return ("" if label is None else f"{label:0{self._digits}d}/") + hidden + self._suffix
+
+    def _digits_of_classes(self) -> int:
+        """As many as the largest class number has: folders sort as their numbers do, which readers number again."""
+        labels = (part.label_of(index) for index, part in self._samples())
+        return len(str(max((label for label in labels if label is not None), default=0)))
 
     def _refuse_the_same(self) -> None:
         """Names are compared by short digests first, so that memory does not grow with their number."""

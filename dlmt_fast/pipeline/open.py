@@ -19,6 +19,7 @@ from ..stores.remote_errors import remote_errors
 from ..stores.walk import exists, is_folder
 from ..stores.webdataset import Decoding, WebdatasetSource, looks_like_webdataset
 from ..stores.zarr_arrays import ZarrSource, looks_like_zarr
+from .formats import StoredFormat
 from .options import JobOptions
 
 KINDS = ("folder", "webdataset", "idx", "cifar", "npy", "parquet", "zarr")
@@ -84,22 +85,29 @@ def _open_source(path: Path, options: JobOptions, named: str | None) -> Source:
         _refuse(options, ("ignore",), "Parquet files")
         decoding = ParquetDecoding(options.channels, options.size, options.fit)
         return ParquetSource(path, decoding, options.shard_size, sorted(options.keep))
-    left = (
-        "size",
-        "fit",
-        "channels",
-        "ignore",
-        "classes",
-        "shard_size",
-        "keep",
-        *(() if kind in ("npy", "zarr") else ("names",)),
-    )
-    _refuse(options, left, f"{_WORDS[kind]}, whose images are unnamed pixels")
+    _refuse(options, ("size", "fit", "channels", "ignore", "classes", "keep"), _unnamed(kind))
     if kind == "idx":
         return IdxSource(path)
     if kind == "zarr":
         return ZarrSource(path)
     return CifarSource(path) if kind == "cifar" else NpySource(path)
+
+
+def check_target(source: Source, form: StoredFormat, options: JobOptions) -> None:
+    """Refuse options of arrays that a target of this kind has no use for.
+
+    Raises:
+        ParameterError: that.
+    """
+    if source.named:
+        return
+    hidden = form.named or not source.own_names
+    left = [*(() if form.cut else ("shard_size",)), *(() if hidden else ("names",))]
+    _refuse(options, tuple(left), _unnamed(source.kind))
+
+
+def _unnamed(kind: str) -> str:
+    return f"{_WORDS[kind]}, whose images are unnamed pixels"
 
 
 def _refuse(options: JobOptions, names: tuple[str, ...], what: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from ..stores.digests import digest64, repeated
+from ..stores.runs import sample_name
 
 
 class OriginalNames:
@@ -30,5 +31,8 @@ class OriginalNames:
 
 
 def _as_png(path: str) -> str:
+    sample = sample_name(path)
+    if sample is not None:
+        return f"//{sample}.png"  # as of a tar without a name: inside the class where that is a folder
     folder, slash, last = path.rpartition("/")
     return folder + slash + (last.rpartition(".")[0] or last) + ".png"

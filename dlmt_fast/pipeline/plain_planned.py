@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -145,7 +146,7 @@ class PlannedDecrypt:
             "store": manifest.store_id,
             "manifest": self.manifest,
             "ledgers": self.names.ledgers,
-            "versions": library_versions(self.store.form.libraries),
+            "versions": library_versions(self.store.form.libraries) | {"zlib": zlib.ZLIB_RUNTIME_VERSION},  # of .gz
         }
 
     def _differences(self, marked: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,10 @@ from ..stores.segments import cut
 from ..stores.webdataset import WebdatasetSource
 from .formats import Contents, StoredFormat, format_of
 from .job import differences, job_record, settle_shape
-from .kinds import check_dtype, check_duplicates, check_kept, named_shards, original_name, target_format
+from .kinds import check_dtype, check_duplicates, check_kept, named_shards, original_name, shards_of, target_format
 from .locks import held
 from .naming import OutputNames
-from .open import open_source
+from .open import check_target, open_source
 from .options import JobOptions
 from .owner import OwnerFolder
 from .seal import StoreSeal, store_id_of
@@ -75,7 +75,7 @@ class PlannedJob:
 
     def labels(self) -> Iterator[tuple[str, str]]:
         """(name in the source, name in the target) of the labels files that go beside the shards."""
-        if self.form.labelled:
+        if self.form.labelled or (self.form.folders and not self.source.named):  # labels are with each image
             return iter(())
         return self.source.extra_names([shard.name for shard in self.shards])
 
@@ -108,18 +108,19 @@ class PlannedJob:
 
     def tasks(self, shards: list[ShardSpec]) -> Iterator[Task]:
         """The work on some of the shards, made when it is asked for."""
-        originals = self.source.shards()
+        originals = shards_of(self.source, self.form, self.options.shard_size)
         for shard in shards:
             reader, original = (
                 self.source.part(shard.samples),
                 original_name(self.form, self.source, originals[shard.index]),
             )
-            yield Task(shard, self.names.of(shard), reader, original, self._contents(shard, reader))
+            odd = {index: self.survey.odd[index].reason for index in shard.samples if index in self.survey.odd}
+            yield Task(shard, self.names.of(shard), reader, original, self._contents(shard, reader), odd)
 
     def _contents(self, shard: ShardSpec, reader: Reader) -> Contents:
         labelled = self.form.labelled and len(shard.samples) > 0 and reader.label_of(shard.samples.start) is not None
         shown = self.classes if self.options.classes == "keep" else None
-        array = self.source.array_shape(shard.index)
+        array = () if self.form.cut else self.source.array_shape(shard.index)
         joined = self.form.joined and self.source.named
         first = self.shards[0] if joined else shard
         return Contents(
@@ -174,6 +175,7 @@ def plan_job(
     """
     source = open_source(source_path, options, source_kind)
     form = target_format(source, target_named)
+    check_target(source, form, options)
     joins = options.resume or not options.slice.whole
     target = Target(
         target_path,
@@ -187,22 +189,24 @@ def plan_job(
     if options.shuffle:
         source.pick(())  # refused before any work
     survey = source.survey()
-    shape = settle_shape(survey, options if strict else replace(options, on_error="quarantine"))
+    shape = settle_shape(survey, options, strict)
     form.check_job(shape, options.on_error)
     check_kept(form, kept_of(source))
     if options.duplicates == "drop":
         check_duplicates(form)
     dtype = _stored_dtype(scheme, key, options, {shape[0] for shape in survey.shapes}, form)
-    record = job_record(source, scheme, options, form.kind, form.libraries)
+    cut = shards_of(source, form, options.shard_size)
+    record = job_record(source, cut, scheme, options, form.kind, form.libraries)
     seal = StoreSeal(key, store_id_of(key, record))
     if options.shuffle:
         source = ShuffledSource(source, shuffle_of(source, key, seal.store_id))
         survey = source.placed(survey)
-    names = OutputNames(source, form, seal, options, dtype, {item.index for item in survey.refused})
+    never_written = {item.index for item in survey.refused} | survey.odd.keys()
+    names = OutputNames(source, form, seal, options, dtype, cut, never_written)
     owner = OwnerFolder(owner_folder(seal.store_id), seal, ops)
     classes = source.number_classes() if form.labelled else None
     single = target.path if target.single else None
-    shards = named_shards(form, source, single, seal, options)
+    shards = named_shards(form, source, cut, single, seal, options)
     job = PlannedJob(
         source=source,
         target=target,

@@ -95,7 +95,8 @@ def preview_encrypt(
         source_path, target_path, key, scheme, owner_folder, options, source_kind, target_named, _NoDisk(), strict=False
     )
     job.owner.refuse_inside(target_path)
-    refused = [{"path": item.path, "reason": item.reason} for item in job.survey.refused]
+    found = [*job.survey.refused, *job.survey.odd.values()]
+    refused = [{"path": item.path, "reason": item.reason} for item in found]
     shapes = {shape: count for shape, (count, _) in job.survey.shapes.items()}
     inputs = sum(len(shard.samples) for shard in job.shards)
     size, exact = _size(job, shapes)
@@ -151,15 +152,15 @@ def preview_decrypt(
 
 def _size(job: PlannedJob, shapes: Mapping[Shape, int]) -> tuple[int, bool]:
     """(bytes of the images' files, whether that is exact)."""
-    arrays = [job.source.array_shape(shard.index) for shard in job.shards]
     if job.kind == "folder":
         return folder_bytes(shapes, job.dtype), True
+    if job.kind not in ("npy", "idx"):
+        return pixel_bytes(shapes, job.dtype), False
+    arrays = [job.source.array_shape(shard.index) for shard in job.shards]
     if job.kind == "npy":
         return sum(npy_bytes(array, job.dtype) for array in arrays), True
-    if job.kind == "idx":
-        named = zip(job.shards, arrays, strict=True)
-        return sum(idx_bytes(array, job.dtype, shard.name.endswith(".gz")) for shard, array in named), True
-    return pixel_bytes(shapes, job.dtype), False
+    named = zip(job.shards, arrays, strict=True)
+    return sum(idx_bytes(array, job.dtype, shard.name.endswith(".gz")) for shard, array in named), True
 
 
 def _named(shapes: Mapping[Shape, int]) -> dict[str, int]:

@@ -142,7 +142,8 @@ class Run:
             for shard in published:
                 target.keep(shard_files(target.root, job.form, shard))
         target.keep(extra.name for extra in extras)
-        sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape, job.source.named))
+        named = job.source.named or job.form.cut
+        sealed = job.seal.seal_header(header(job.scheme, job.options, job.dtype, job.shape, named))
         count = sum(shard.count for shard in published)
         manifest = Manifest(job.kind, job.store_id, job.dtype, job.shape, count, published, tuple(extras), sealed)
         target.finish(manifest, job.store_id)
@@ -225,7 +226,7 @@ class Run:
         """The work, entered in `_begun` when it is asked for."""
         for task in self._job.tasks(shards):
             if self._job.options.duplicates == "drop":
-                task = replace(task, dropped=dropped_of(self._job.owner, task.shard.index))
+                task = replace(task, dropped=dict(dropped_of(self._job.owner, task.shard.index)) | dict(task.dropped))
             self._begun[task.shard.index] = task
             yield task
 

@@ -160,7 +160,9 @@ class ShuffledSource:
         """A survey of the base with places for indices."""
         places = self.shuffle.places([item.index for item in survey.refused]).tolist()
         moved = [Refused(place, item.path, item.reason) for place, item in zip(places, survey.refused, strict=True)]
-        return Survey(survey.shapes, moved)
+        odd = self.shuffle.places(list(survey.odd)).tolist()
+        left_out = {place: replace(item, index=place) for place, item in zip(odd, survey.odd.values(), strict=True)}
+        return Survey(survey.shapes, moved, left_out)
 
     def shards(self) -> list[ShardSpec]:
         return self.base.shards()

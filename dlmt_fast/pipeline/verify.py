@@ -13,7 +13,7 @@ import numpy as np
 from ..errors import StoreDamagedError
 from ..functional import decrypt
 from ..keys import Key
-from ..stores.contract import Published
+from ..stores.contract import Published, Refused
 from ..stores.digests import digest64, distinct
 from ..stores.location import located
 from ..stores.manifest import NAME, Manifest, is_single, read_manifest
@@ -62,9 +62,8 @@ def verify_store(
             for count in form.verify(folder, shard):
                 before, done = done, done + count
                 advance(count, shard.size * done // whole - shard.size * before // whole)
-            if keyed is not None:
-                keyed.check(index, shard, folder)
-        summary.add(shard.count, shard, [])
+            refused = [] if keyed is None else keyed.check(index, shard, folder)
+        summary.add(shard.count + len(refused), shard, refused)
     with downloaded(root, [extra.name for extra in manifest.extras]) as folder:
         for extra in manifest.extras:
             check_published(folder / extra.name, extra)
@@ -96,17 +95,21 @@ class _Keyed:
         self._inputs = job_inputs(self._store, self._owner, key) if self._owner else None
         self._checked = self._refused = 0
 
-    def check(self, index: int, shard: Published, folder: Path) -> None:
-        """Compare a shard, whose files are in a local folder, with the owner's entries, and decrypt some of it."""
+    def check(self, index: int, shard: Published, folder: Path) -> list[Refused]:
+        """Compare a shard, whose files are in a local folder, with the owner's entries, and decrypt some of it; gives
+        what was quarantined, where the owner's folder tells."""
         store, owner = self._store, self._owner
         entry = owner.read_journal(index) if owner else None
         if entry is not None and (entry["output_sha256"], entry["outputs"]) != (shard.sha256, shard.count):
             raise StoreDamagedError(f"shard {index} is not the one that the owner's journal describes")
         ledger = owner.read_ledger(index, shard.sha256) if owner else None
+        refused: list[Refused] = []
         if owner and self._inputs is not None:
-            self._refused += check_counts(store, owner, index, shard, self._inputs[index], ledger)
+            refused = check_counts(store, owner, index, shard, self._inputs[index], ledger)
+            self._refused += len(refused)
         if ledger is not None or not store.needs_bounds:
             self._checked += self._decrypt_sample(shard, folder, ledger or {})
+        return refused
 
     def notes(self) -> list[str]:
         """What was found, in words."""

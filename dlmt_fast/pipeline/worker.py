@@ -225,7 +225,7 @@ def _without(batch: Batch, task: Task, refused: list[Refused], advance: Advance)
         return batch
     for index in set(batch.indices) & task.dropped.keys():
         refused.append(Refused(index, task.source.path_of(index), task.dropped[index]))
-        advance(1)
+        advance(1, refused=not refused[-1].equal)
     labels = None if batch.labels is None else [batch.labels[place] for place in stay]
     kept = None if batch.kept is None else [batch.kept[place] for place in stay]
     indices = [batch.indices[place] for place in stay]

@@ -159,9 +159,13 @@ class CifarSource:
         """(N, 3, 32, 32)."""
         return self._splits[shard].images.shape
 
-    def part(self, samples: range) -> CifarSource:
-        """Itself, with all values."""
-        return self
+    def part(self, samples: range) -> CifarPart:
+        """What holds these samples alone, which are of one split."""
+        split, first = self._runs.find(samples.start)
+        images, labels = self._splits[split].images, next(iter(self._splits[split].labels.values()))
+        places = slice(samples.start - first, samples.stop - first)
+        name, values = list(self._layout.splits)[split], labels[places].astype(np.int64).tolist()
+        return CifarPart(name, first, samples, images[places], values)
 
     def pick(self, samples: Sequence[int]) -> Reader:
         return ScatteredSamples(self)
@@ -192,6 +196,29 @@ class CifarSource:
         for start in range(indices[0], indices[-1] + 1, _BATCH):
             stop = min(start + _BATCH, indices[-1] + 1)
             yield Batch(range(start, stop), self._splits[shard].images[start - first : stop - first])
+
+
+@dataclass(frozen=True, eq=False)
+class CifarPart:
+    """A run of one split's samples: its name and first sample, the run, images (n, 3, 32, 32) and class numbers."""
+
+    split: str
+    first: int
+    samples: range
+    images: NDArray[np.uint8]
+    labels: list[int]
+
+    def path_of(self, index: int) -> str:
+        return f"{self.split}#{index - self.first}"
+
+    def label_of(self, index: int) -> int | None:
+        return self.labels[self.samples.index(index)]
+
+    def read(self, indices: Sequence[int], workers: int) -> Iterator[Batch | Refused]:
+        """A run of these samples."""
+        start = self.samples.start
+        for run in (indices[place : place + _BATCH] for place in range(0, len(indices), _BATCH)):
+            yield Batch(range(run[0], run[-1] + 1), self.images[run[0] - start : run[-1] + 1 - start])
 
 
 def _layout_of(names: set[str], path: Path) -> Layout:

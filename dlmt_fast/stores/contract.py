@@ -99,25 +99,58 @@ class Batch:
     spare: bool = False
 
 
+FEW = 10_000  # samples of a shape that a survey still lists one by one
+
+
 @dataclass
 class Survey:
     """What a source holds, found without decoding pixels: how many samples of each shape there are, one of them by its
     path, and what cannot be taken. Its size does not grow with the number of samples, but with that of shapes and of
-    refused samples."""
+    refused samples.
+
+    Attributes:
+        odd: samples that are left out since most have another shape, with the reason; see `leave_out_others`.
+    """
 
     shapes: dict[Shape, tuple[int, str]] = field(default_factory=dict)
     refused: list[Refused] = field(default_factory=list)
+    odd: dict[int, Refused] = field(default_factory=dict)
+    _few: dict[Shape, list[tuple[int, str]]] = field(default_factory=dict, repr=False)  # by shape, where they are few
+    _listed: int = 0
 
-    def add(self, shape: Shape, path: str, count: int = 1) -> None:
-        """Count samples of a shape; the first path of each is kept."""
+    def add(self, shape: Shape, path: str, count: int = 1, index: int | None = None) -> None:
+        """Count samples of a shape; the first path of each is kept. `index`: of a sample that can be left out."""
         before, first = self.shapes.get(shape, (0, path))
         self.shapes[shape] = before + count, first
+        if index is not None and before < FEW and self._listed < 10 * FEW:
+            self._few.setdefault(shape, []).append((index, path))
+            self._listed += 1
+        elif shape in self._few:  # many: the usual shape, or none that is usual
+            self._listed -= len(self._few.pop(shape))
+
+    def leave_out_others(self) -> Shape | None:
+        """Put all samples into `odd` that have not the shape of more than half; gives this shape. None, and nothing
+        changes, where no shape is that usual, or the others are too many to be listed."""
+        usual, (count, _) = max(self.shapes.items(), key=lambda item: item[1][0])
+        others = [shape for shape in self.shapes if shape != usual]
+        listed = all(len(self._few.get(shape, ())) == self.shapes[shape][0] for shape in others)
+        if not listed or 2 * count <= sum(number for number, _ in self.shapes.values()):
+            return None
+        for shape in others:
+            reason = f"it is {_times(shape)}, and {count} others are {_times(usual)} (channels x height x width)"
+            self.odd |= {index: Refused(index, path, reason) for index, path in self._few.pop(shape)}
+            del self.shapes[shape]
+        return usual
 
     def describe_shapes(self, most: int = 8) -> str:
         """Lines such as `120 x 3x480x640, for example cats/1.jpg`, the most frequent first."""
         ranked = sorted(self.shapes.items(), key=lambda item: (-item[1][0], item[0]))
         lines = [f"  {count} x {'x'.join(map(str, shape))}, for example {path}" for shape, (count, path) in ranked]
         return "\n".join(lines[:most] + ([f"  and {len(lines) - most} more sizes"] if len(lines) > most else []))
+
+
+def _times(shape: Shape) -> str:
+    return "x".join(map(str, shape))
 
 
 @dataclass(frozen=True)

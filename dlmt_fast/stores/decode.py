@@ -17,6 +17,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from numpy.typing import NDArray
 from ..errors import DlmtError, ImageError
 from .contract import FileStamp, Shape
 from .jpeg import decode_jpeg
-from .png_reader import decode_png
+from .png_reader import PNG_IS_OURS, decode_png
 from .reading import opened
 
 T = TypeVar("T")
@@ -52,6 +53,12 @@ _TRANSPOSED = {  # by EXIF orientation
 }
 _DECODER_ERRNO = {None, errno.EINVAL, errno.EOVERFLOW}  # of an OSError that content causes, such as an absurd offset
 _BOMB = f"it claims more than {PIL.Image.MAX_IMAGE_PIXELS} pixels, as a decompression bomb does"
+
+
+def decoders() -> dict[str, str]:
+    """Versions of what pixels come from; whether the native module is built decides who decodes PNG."""
+    versions = {name: version(name) for name in ("pillow", "simplejpeg", "isal")}
+    return versions | {"native module": "built" if PNG_IS_OURS else "missing"}
 
 
 def probe(path: Path, channels: int | None, stamp: FileStamp | None = None) -> Shape:

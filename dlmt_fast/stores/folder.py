@@ -160,12 +160,13 @@ class FolderSource(FolderImages):
                 if isinstance(result, Refused):
                     survey.refused.append(result)
                 else:
-                    survey.add(*result)
+                    shape, path, index = result
+                    survey.add(shape, path, index=index)
         return survey
 
-    def _probe(self, start: int) -> list[tuple[Shape, str] | Refused]:
-        """Each file's shape and path, or why it cannot be taken, from `start` on."""
-        found: list[tuple[Shape, str] | Refused] = []
+    def _probe(self, start: int) -> list[tuple[Shape, str, int] | Refused]:
+        """Each file's shape, path and index, or why it cannot be taken, from `start` on."""
+        found: list[tuple[Shape, str, int] | Refused] = []
         for index, stamp in enumerate(self._stamps.part(range(start, min(start + _PROBED, len(self)))), start):
             try:
                 _check_name(stamp.path)
@@ -173,7 +174,7 @@ class FolderSource(FolderImages):
             except ImageError as error:
                 found.append(Refused(index, stamp.path, str(error)))
                 continue
-            found.append((shape if self.options.size is None else (shape[0], *self.options.size), stamp.path))
+            found.append((shape if self.options.size is None else (shape[0], *self.options.size), stamp.path, index))
         return found
 
     def _listed(self) -> Iterator[FileStamp]:

@@ -206,7 +206,7 @@ class ParquetSource(ParquetRows):
                 except ImageError as error:
                     survey.refused.append(Refused(row.index, self.path_of(row.index), str(error)))
                     continue
-                survey.add(self._shape(shape), self.path_of(row.index))
+                survey.add(self._shape(shape), self.path_of(row.index), index=row.index)
         return survey
 
     def _shape(self, shape: Shape) -> Shape:

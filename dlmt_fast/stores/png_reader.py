@@ -22,6 +22,7 @@ try:
 except BackendError:  # of which `encrypt` warns
     unfilter = None  # type: ignore[assignment]
 
+PNG_IS_OURS = unfilter is not None
 _Inflate: type[Exception] = isal_zlib.error  # type: ignore[assignment]  # what its stubs call an instance
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADS = {"L": (8, 0, 0, 0, 0), "RGB": (8, 2, 0, 0, 0)}  # depth, colour type, compression, filter, interlace

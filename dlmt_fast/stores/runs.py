@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
 
 from .contract import ShardSpec
+
+_SAMPLE = re.compile(r"(.+?)(\.npy|([-_.]idx3[-_.]ubyte)?(\.gz)?)#(\d+)")
+
+
+def sample_name(path: str) -> str | None:
+    """What a sample of an array is called where it becomes a file: `train-images-000012` of `train-images.npy#12`; None
+    for paths of files, which end as images do."""
+    found = _SAMPLE.fullmatch(path)
+    return None if found is None else f"{found[1]}-{int(found[5]):06d}"
 
 
 class Runs:

@@ -275,5 +275,5 @@ class WebdatasetSource(TarSamples):
                 continue
             if self.decoding.size is not None:
                 shape = (shape[0], *self.decoding.size)
-            survey.add(shape, path)
+            survey.add(shape, path, index=index)
         return survey

@@ -94,6 +94,7 @@ class StoredFormat(Protocol):
         one_file: a shard is one file; else a file a sample and a file that stands for the shard.
         libraries: packages that write the files, so that these depend on their versions.
         joined: the shards of a source of files are parts of one array, and the target is always a folder.
+        cut: a shard holds samples by name, so that an array becomes several.
     """
 
     kind: str
@@ -103,6 +104,7 @@ class StoredFormat(Protocol):
     one_file: bool
     libraries: tuple[str, ...]
     joined: bool
+    cut: bool
 
     def check(self, dtype: str) -> None:
         """Refuse what no file of this kind can hold.
@@ -202,7 +204,7 @@ class OneFile:
 
     one_file = True
     libraries: tuple[str, ...] = ()
-    joined = False
+    joined = cut = False
 
     def check_job(self, shape: Shape | None, on_error: str) -> None:
         """Files hold images of any size, and fewer of them too."""

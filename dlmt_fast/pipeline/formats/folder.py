@@ -24,7 +24,7 @@ class FolderFormat:
     """See `contract.StoredFormat`."""
 
     kind = "folder"
-    named = folders = True
+    named = folders = cut = True
     labelled = False
     one_file = False
     libraries: tuple[str, ...] = ()
@@ -60,7 +60,7 @@ class FolderFormat:
         return can_be_listed(name)
 
     def plain_name(self, original: str, stored: str) -> str:
-        """A sample of a tar lies in its class, then in a folder called as the tar."""
+        """A sample of a tar lies in its class, then in a folder called as the tar; one of an array in its class."""
         tar, inside, name = original.partition("//")
         return "/".join(filter(None, (stored.rpartition("/")[0], tar, name))) if inside else original
 

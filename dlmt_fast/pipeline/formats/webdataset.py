@@ -20,7 +20,7 @@ class WebdatasetFormat(OneFile):
     """See `contract.StoredFormat`."""
 
     kind = "webdataset"
-    named = labelled = True
+    named = labelled = cut = True
     folders = False
 
     def check(self, dtype: str) -> None:
