@@ -17,13 +17,14 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
+import isal
 import numpy as np
 import PIL.Image
 import PIL.ImageOps
+import simplejpeg
 from numpy.typing import NDArray
 
 from ..errors import DlmtError, ImageError
@@ -57,7 +58,7 @@ _BOMB = f"it claims more than {PIL.Image.MAX_IMAGE_PIXELS} pixels, as a decompre
 
 def decoders() -> dict[str, str]:
     """Versions of what pixels come from; whether the native module is built decides who decodes PNG."""
-    versions = {name: version(name) for name in ("pillow", "simplejpeg", "isal")}
+    versions = {"pillow": PIL.__version__, "simplejpeg": simplejpeg.__version__, "isal": isal.__version__}
     return versions | {"native module": "built" if PNG_IS_OURS else "missing"}
 
 
