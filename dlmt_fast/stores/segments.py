@@ -18,7 +18,7 @@ from typing import NamedTuple
 from isal import isal_zlib
 
 from ..errors import StoreDamagedError, StoreError
-from .contract import Array, Published
+from .contract import Allow, Array, Published, anyway
 from .publish import OS, FileOps, remove_all, temporary_name
 from .sliced import ArrayFile, pack_file
 
@@ -163,7 +163,7 @@ class SegmentWriter:
         self._crc = isal_zlib.crc32(data, self._crc)
         self._next += len(images)
 
-    def publish(self) -> Published:
+    def publish(self, allow: Allow = anyway) -> Published:
         """Sync; nothing becomes visible. The SHA-256 that is given is empty: only the whole file has one."""
         assert self._descriptor is not None
         if self._next != self._places.stop:
@@ -171,7 +171,9 @@ class SegmentWriter:
         self._ops.datasync(self._descriptor)
         self._close()
         count = len(self._places)
-        return Published(self._path.name, count, count * self._file.item_bytes, "")
+        published = Published(self._path.name, count, count * self._file.item_bytes, "")
+        allow(published)
+        return published
 
     @property
     def written(self) -> Segment:

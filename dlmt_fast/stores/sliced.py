@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
-from .contract import Array, Published
+from .contract import Allow, Array, Published, anyway
 from .gzipped import pack
 from .publish import OS, FileOps, file_digest, temporary_name
 from .streamed import StreamedFile
@@ -76,7 +76,7 @@ class SlicedWriter:
         self._ops.write(self._descriptor, self._file.encode(images))
         self._written += len(images)
 
-    def publish(self) -> Published:
+    def publish(self, allow: Allow = anyway) -> Published:
         assert self._descriptor is not None
         if self._written != self._file.count:
             raise StoreError(f"{self._name}: {self._written} of {self._file.count} images came to be written")
@@ -90,10 +90,12 @@ class SlicedWriter:
             size, digest = pack_file(pieces_of(whole), packed, self._file.gzip_level, self._ops)
             self._ops.unlink(whole)
             whole = packed
+        published = Published(self._name, self._file.count, size, digest)
+        allow(published)
         self._ops.rename(whole, self._root / self._name)
         self._renamed = self._root / self._name
         self._ops.fsync_directory(self._root)
-        return Published(self._name, self._file.count, size, digest)
+        return published
 
     def abort(self) -> None:
         try:
