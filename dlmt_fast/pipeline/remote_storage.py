@@ -77,9 +77,6 @@ class RemoteStorage:
     def remove_empty(self, folders: Iterable[str]) -> None:
         """There are no folders."""
 
-    def settle(self) -> None:
-        """Nothing: an answer tells that it is so."""
-
     def sweep(self, store_id: str, shards: Container[int] | None, names: Callable[[], Iterable[str]]) -> None:
         remove_dead_staging()
         if shards is not None:

@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ..stores.location import is_remote
-from ..stores.publish import FileOps, make_directories, publish_bytes, remove_all, remove_leftovers
+from ..stores.publish import FileOps, make_directories, publish_bytes, remove_leftovers
 from ..stores.walk import folders_below, is_empty
 from .remote_storage import RemoteStorage
+
+_FOLDERS = 1 << 10  # whose changes are synced at once: there may be very many
 
 
 class Storage(Protocol):
@@ -76,15 +78,11 @@ class Storage(Protocol):
         ...
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files; those that are not there are well."""
+        """Remove files, so that they stay removed after a power cut; those that are not there are well."""
         ...
 
     def remove_empty(self, folders: Iterable[str]) -> None:
-        """Remove those of these folders that are empty."""
-        ...
-
-    def settle(self) -> None:
-        """What was removed from the root stays removed, also after a power cut."""
+        """Remove those of these folders that are empty, so that they stay removed."""
         ...
 
     def sweep(self, store_id: str, shards: Container[int] | None, names: Callable[[], Iterable[str]]) -> None:
@@ -117,8 +115,8 @@ class LocalStorage:
 
     def withdraw(self, below: bool) -> None:
         if below and self.root.is_dir():
-            _remove_empty(folder for folder in folders_below(self.root) if folder != self.root)
-        _remove_empty(self._made)
+            self._remove_empty(folder for folder in folders_below(self.root) if folder != self.root)
+        self._remove_empty(self._made)
 
     def create(self, name: str, data: bytes) -> None:
         path = self.root / name
@@ -159,21 +157,32 @@ class LocalStorage:
         return next((name for name in names if name not in known and os.path.lexists(self.root / name)), None)
 
     def remove(self, names: Iterable[str]) -> None:
-        remove_all((self.root / name for name in names), self._ops)
+        folders: set[Path] = set()
+        for name in names:
+            path = self.root / name
+            self._ops.unlink(path)
+            folders.add(path.parent)  # of what an attempt before removed as well: it may have been killed then
+            if len(folders) == _FOLDERS:
+                self._settle(folders)
+                folders.clear()
+        self._settle(folders)
 
     def remove_empty(self, folders: Iterable[str]) -> None:
-        _remove_empty({self.root / folder for folder in folders})
+        found = {self.root / folder for folder in folders}
+        self._remove_empty(found)
+        self._settle({folder.parent for folder in found})
 
-    def settle(self) -> None:
-        self._ops.fsync_directory(self.root)
+    def _remove_empty(self, folders: Iterable[Path]) -> None:
+        for folder in sorted(folders, reverse=True):  # a folder comes after those in it
+            with suppress(OSError):  # not empty, or gone already: either is fine when cleaning up
+                self._ops.rmdir(folder)
+
+    def _settle(self, folders: Iterable[Path]) -> None:
+        """What was removed from these folders stays removed. Of those that are gone the ones above know that."""
+        for folder in {next(path for path in (folder, *folder.parents) if path.is_dir()) for folder in folders}:
+            self._ops.fsync_directory(folder)
 
     def sweep(self, store_id: str, shards: Container[int] | None, names: Callable[[], Iterable[str]]) -> None:
         alone = self._single or shards is None
         folders: Iterator[Path] = iter([self.root]) if alone else folders_below(self.root)
         remove_leftovers(folders, store_id, self._ops, shards)
-
-
-def _remove_empty(folders: Iterable[Path]) -> None:
-    for folder in sorted(folders, reverse=True):  # a folder comes after those in it
-        with suppress(OSError):  # not empty, or gone already: either is fine when cleaning up
-            folder.rmdir()

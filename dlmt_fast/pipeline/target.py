@@ -113,7 +113,6 @@ class Target:
         """Remove the manifest of this job's own store, which lost a shard: it is unfinished until that is back."""
         if not self._old and self._has_manifest():
             self.storage.remove([self.manifest.name])
-            self.storage.settle()
 
     def sweep(
         self, store_id: str, shards: Container[int] | None, names: Callable[[], Iterable[str]] = lambda: ()
@@ -195,7 +194,6 @@ class Target:
             self._publishes_manifest = True
             self.storage.publish(self.manifest.name, manifest.encode(), store_id, anew=True)
         self.storage.remove([self._marker.name])
-        self.storage.settle()
 
     def end(self, store_id: str) -> None:
         """Note in the marker that all is done but clearing up, which `finish` ends."""
