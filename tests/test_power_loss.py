@@ -113,6 +113,11 @@ class Disk(FileOps):
         super().rename(old, new)
         self._node(new.parent).now[new.name] = self._node(old.parent).now.pop(old.name)
 
+    def link(self, old: Path, new: Path) -> None:
+        self._step()
+        super().link(old, new)
+        self._node(new.parent).now[new.name] = self._node(old)
+
     def unlink(self, path: Path) -> None:
         self._step()
         super().unlink(path)

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Protocol
 
 from ..stores.location import is_remote
-from ..stores.publish import FileOps, make_directories, publish_bytes, remove_leftovers
-from ..stores.walk import folders_below, is_empty
+from ..stores.publish import FileOps, create_bytes, is_temporary, make_directories, publish_bytes, remove_leftovers
+from ..stores.walk import entries, folders_below
 from .remote_storage import RemoteStorage
 
 _FOLDERS = 1 << 10  # whose changes are synced at once: there may be very many
@@ -40,8 +40,8 @@ class Storage(Protocol):
         """Remove the folders that are empty: those that `prepare` made, and with `below` those under the root."""
         ...
 
-    def create(self, name: str, data: bytes) -> None:
-        """Make a file that is not there; other processes see it or not.
+    def create(self, name: str, data: bytes, store_id: str) -> None:
+        """Make a file that is not there; other processes see all of it or nothing, where the place can do that.
 
         Raises:
             FileExistsError: it is there.
@@ -68,9 +68,9 @@ class Storage(Protocol):
         """What is in a small file; None where there is none."""
         ...
 
-    def taken(self, store: Path, names: Iterable[str]) -> bool:
-        """Whether a store cannot be begun at `store`: one of these files is there; without names, the root is not an
-        empty folder."""
+    def taken(self, store: Path, names: Iterable[str], store_id: str) -> bool:
+        """Whether the store `store_id` cannot be begun at `store`: one of these files is there; without names, anything
+        but temporaries of this store, which a kill can leave before all else."""
         ...
 
     def clashing(self, names: Iterable[str], known: Container[str]) -> str | None:
@@ -118,19 +118,8 @@ class LocalStorage:
             self._remove_empty(folder for folder in folders_below(self.root) if folder != self.root)
         self._remove_empty(self._made)
 
-    def create(self, name: str, data: bytes) -> None:
-        path = self.root / name
-        descriptor = self._ops.create(path)
-        try:
-            try:
-                self._ops.write(descriptor, data)
-                self._ops.fsync(descriptor)
-            finally:
-                self._ops.close(descriptor)
-            self._ops.fsync_directory(self.root)
-        except BaseException:
-            self._ops.unlink(path)
-            raise
+    def create(self, name: str, data: bytes, store_id: str) -> None:
+        create_bytes(self.root / name, data, store_id, self._ops)
 
     def probe(self, name: str, data: bytes) -> None:
         """All is known."""
@@ -148,10 +137,12 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def taken(self, store: Path, names: Iterable[str]) -> bool:
+    def taken(self, store: Path, names: Iterable[str], store_id: str) -> bool:
         if self._single:
             return any(map(self.exists, names))
-        return store.exists() and (not store.is_dir() or not is_empty(store))
+        if not store.is_dir():
+            return store.exists()
+        return not all(is_temporary(entry.name, store_id) for entry in entries(store))
 
     def clashing(self, names: Iterable[str], known: Container[str]) -> str | None:
         return next((name for name in names if name not in known and os.path.lexists(self.root / name)), None)

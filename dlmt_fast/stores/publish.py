@@ -17,6 +17,8 @@ from pathlib import Path
 
 from ..errors import StoreError
 
+# What file systems without hard links answer, or that forbid them: FAT, those over a network or in user space.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -53,6 +55,12 @@ class FileOps:
     def rename(self, old: Path, new: Path) -> None:
         os.replace(old, new)
 
+    def link(self, old: Path, new: Path) -> None:
+        """Give a file a second name; an existing one is an error."""
+        if not hasattr(os, "link"):
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(new))
+        os.link(old, new)
+
     def unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)
 
@@ -78,6 +86,15 @@ OS = FileOps()
 def temporary_name(store_id: str, shard: int) -> str:
     """A name beside the target that no reader takes for data."""
     return f".tmp-{store_id}-{shard:05d}-{secrets.token_hex(8)}"
+
+
+def is_temporary(name: str, store_id: str) -> bool:
+    """Whether a name is one that `temporary_name` gives for this store."""
+    return _temporaries(store_id).match(name) is not None
+
+
+def _temporaries(store_id: str) -> re.Pattern[str]:
+    return re.compile(rf"\.tmp-{store_id}-(\d+)-")
 
 
 @contextmanager
@@ -118,6 +135,45 @@ def publish_bytes(path: Path, data: bytes, store_id: str, shard: int = 0, ops: F
     ops.fsync_directory(path.parent)
 
 
+def create_bytes(path: Path, data: bytes, store_id: str, ops: FileOps = OS) -> None:
+    """Publish one small file that is not there yet. Where the file system has no hard links others may see it before it
+    is whole, and a power cut may leave it so.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    temporary = path.with_name(temporary_name(store_id, 0))
+    write_temporary(temporary, data, ops)
+    try:
+        try:
+            ops.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _create_at_once(path, data, ops)
+    finally:
+        ops.unlink(temporary)
+    try:
+        ops.fsync_directory(path.parent)
+    except BaseException:
+        ops.unlink(path)
+        raise
+
+
+def _create_at_once(path: Path, data: bytes, ops: FileOps) -> None:
+    """As `create_bytes`, under its own name from the start."""
+    descriptor = ops.create(path)  # an error here may tell that it is another's
+    try:
+        try:
+            ops.write(descriptor, data)
+            ops.fsync(descriptor)
+        finally:
+            ops.close(descriptor)
+    except BaseException:
+        ops.unlink(path)
+        raise
+
+
 def make_directories(path: Path, ops: FileOps = OS, mode: int = 0o777) -> list[Path]:
     """Make `path` and its missing ancestors, each synced into its parent. Returns those made, outermost first."""
     missing = []
@@ -147,7 +203,7 @@ def remove_leftovers(
     folders: Iterable[Path], store_id: str, ops: FileOps = OS, shards: Container[int] | None = None
 ) -> None:
     """Remove the temporaries that dead attempts of a job (or of some of its shards) left in these folders."""
-    ours = re.compile(rf"\.tmp-{store_id}-(\d+)-")
+    ours = _temporaries(store_id)
     for folder in folders:
         with os.scandir(folder) as entries:
             named = ((entry.path, ours.match(entry.name)) for entry in entries)
