@@ -87,9 +87,9 @@ class Disk(FileOps):
         self._step()
         super().write(descriptor, data)
 
-    def truncate(self, descriptor: int, size: int) -> None:
+    def allocate(self, descriptor: int, size: int) -> None:
         self._step()
-        super().truncate(descriptor, size)
+        super().allocate(descriptor, size)
 
     def fsync(self, descriptor: int) -> None:
         self._step()

@@ -19,6 +19,7 @@ from ..errors import StoreError
 
 # What file systems without hard links answer, or that forbid them: FAT, those over a network or in user space.
 _NO_LINKS = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_BLOCKS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # and who cannot tell files their blocks
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -39,8 +40,15 @@ class FileOps:
         while view:
             view = view[os.write(descriptor, view) :]
 
-    def truncate(self, descriptor: int, size: int) -> None:
-        os.ftruncate(descriptor, size)
+    def allocate(self, descriptor: int, size: int) -> None:
+        """Give a file its size, and its blocks, so that a full disk shows before any work; where the file system cannot
+        do that, it shows when they are written."""
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_BLOCKS:
+                raise
+            os.ftruncate(descriptor, size)
 
     def fsync(self, descriptor: int) -> None:
         os.fsync(descriptor)

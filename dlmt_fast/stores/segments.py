@@ -19,7 +19,7 @@ from isal import isal_zlib
 
 from ..errors import StoreDamagedError, StoreError
 from .contract import Allow, Array, Published, anyway
-from .publish import OS, FileOps, remove_all, temporary_name
+from .publish import OS, FileOps, naming_a_full_disk, remove_all, temporary_name
 from .sliced import ArrayFile, pack_file
 
 #: Output bytes of a segment, at least: what a killed worker does again, and what starting it anew is worth.
@@ -70,13 +70,18 @@ class PartFile:
     def begin(self) -> None:
         """Make it, whatever was there, with its header and nothing else."""
         self._ops.unlink(self.path)
-        descriptor = self._ops.create(self.path)
         try:
-            self._ops.write(descriptor, self._file.header)
-            self._ops.truncate(descriptor, self._file.size)
-            self._ops.fsync(descriptor)
-        finally:
-            self._ops.close(descriptor)
+            descriptor = self._ops.create(self.path)
+            with naming_a_full_disk(self.path.parent):
+                try:
+                    self._ops.write(descriptor, self._file.header)
+                    self._ops.allocate(descriptor, self._file.size)
+                    self._ops.fsync(descriptor)
+                finally:
+                    self._ops.close(descriptor)
+        except BaseException:
+            self._ops.unlink(self.path)  # with whatever it took of a full disk
+            raise
         self._ops.fsync_directory(self.path.parent)
 
     def writer(self, places: range) -> SegmentWriter:
