@@ -55,8 +55,8 @@ class Faults(FileOps):
         half = memoryview(data).cast("B")[: len(data) // 2]
         self._run("write", lambda: FileOps.write(self, descriptor, data), lambda: os.write(descriptor, half))
 
-    def truncate(self, descriptor: int, size: int) -> None:
-        self._run("truncate", lambda: FileOps.truncate(self, descriptor, size))
+    def allocate(self, descriptor: int, size: int) -> None:
+        self._run("allocate", lambda: FileOps.allocate(self, descriptor, size))
 
     def fsync(self, descriptor: int) -> None:
         self._run("fsync", lambda: FileOps.fsync(self, descriptor))

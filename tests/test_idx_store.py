@@ -280,9 +280,9 @@ def test_other_labels_are_damage(data: bytes, tmp_path: Path) -> None:
 def test_written_files_read_back(name: str, dtype: str, tmp_path: Path) -> None:
     values = (np.random.default_rng(1).integers(0, 200, (5, 1, 3, 4))).astype(dtype) * (1 if dtype == "uint8" else 3)
     writer = SlicedWriter(tmp_path, ID, 0, name, idx_file(name, dtype, (5, 3, 4)))
-    writer.write(range(2, 5), [], values[2:])  # any order of slices
     assert [path.name[:5] for path in tmp_path.iterdir()] == [".tmp-"]
     writer.write(range(2), [], values[:2])
+    writer.write(range(2, 5), [], values[2:])
     published = writer.publish()
     assert [path.name for path in tmp_path.iterdir()] == [name]
     assert (published.name, published.count) == (name, 5)
@@ -346,8 +346,8 @@ class Faults(FileOps):
     def write(self, descriptor: int, data: bytes | memoryview) -> None:
         self._run("write", lambda: FileOps.write(self, descriptor, data))
 
-    def truncate(self, descriptor: int, size: int) -> None:
-        self._run("truncate", lambda: FileOps.truncate(self, descriptor, size))
+    def allocate(self, descriptor: int, size: int) -> None:
+        self._run("allocate", lambda: FileOps.allocate(self, descriptor, size))
 
     def fsync(self, descriptor: int) -> None:
         self._run("fsync", lambda: FileOps.fsync(self, descriptor))
@@ -393,7 +393,7 @@ def test_a_failure_at_any_step_leaves_no_file(name: str, tmp_path: Path) -> None
             continue
         assert [path.name for path in root.iterdir()] == [name]
         break
-    assert set(failed) == {"create", "write", "truncate", "fsync", "close", "rename", "fsync_directory"}
+    assert set(failed) == {"create", "write", "allocate", "fsync", "close", "rename", "fsync_directory"}
     if before is not None:
         assert open_descriptors() == before
     assert ops.calls[-4:] == ["fsync", "close", "rename", "fsync_directory"]

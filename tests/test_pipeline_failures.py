@@ -254,7 +254,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
 
         return call
 
-    for name in ("create", "write", "truncate", "fsync", "close", "rename", "mkdir", "fsync_directory"):
+    for name in ("create", "write", "allocate", "fsync", "close", "rename", "link", "mkdir", "fsync_directory"):
         monkeypatch.setattr(publish.OS, name, wrap(name), raising=True)
     return calls
 

@@ -7,6 +7,7 @@ import os
 import shutil
 import struct
 import threading
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,9 @@ class Disk(FileOps):
         self._step()
         super().write(descriptor, data)
 
-    def truncate(self, descriptor: int, size: int) -> None:
+    def allocate(self, descriptor: int, size: int) -> None:
         self._step()
-        super().truncate(descriptor, size)
+        super().allocate(descriptor, size)
 
     def fsync(self, descriptor: int) -> None:
         self._step()
@@ -112,10 +113,16 @@ class Disk(FileOps):
         super().rename(old, new)
         self._node(new.parent).now[new.name] = self._node(old.parent).now.pop(old.name)
 
+    def link(self, old: Path, new: Path) -> None:
+        self._step()
+        super().link(old, new)
+        self._node(new.parent).now[new.name] = self._node(old)
+
     def unlink(self, path: Path) -> None:
         self._step()
         super().unlink(path)
-        self._node(path.parent).now.pop(path.name, None)
+        with suppress(KeyError):  # its folder is gone too
+            self._node(path.parent).now.pop(path.name, None)
 
     def mkdir(self, path: Path, mode: int = 0o777) -> None:
         self._step()
@@ -175,6 +182,10 @@ class Place:
         sealed = ("dlmt-store.json", ".bin")
         paths = [path for path in self.disk.rglob("*") if path.is_file() and path.parent.name != "locks"]
         return {str(path): b"" if path.name.endswith(sealed) else path.read_bytes() for path in paths}
+
+    def folders(self) -> list[Path]:
+        """Those of the store."""
+        return sorted(path for path in (self.disk / "new").rglob("*") if path.is_dir())
 
 
 def steps_of(place: Place, **options: bool) -> tuple[int, dict[str, bytes]]:
@@ -332,24 +343,32 @@ def test_cuts_while_it_resumes(lost: str, tmp_path: Path, key: dlmt.Key) -> None
 
 @pytest.mark.parametrize("lost", LOSSES)
 def test_a_cut_while_an_old_store_is_replaced(lost: str, tmp_path: Path, key: dlmt.Key) -> None:
-    """Until the first shard is visible the old store is whole; resuming removes the old files and no unknown one."""
+    """Until the first shard is visible the old store is whole; resuming removes the old files and no unknown one. A
+    class of the old store is no more. Cut after the last step, all that is done stays done."""
     place = Place(tmp_path, key)
+    gone = place.source / "c" / "6.png"
+    gone.parent.mkdir()
+    shutil.copy(place.source / "b" / "5.png", gone)
     place.encrypt(FileOps(), "none")
     place.verify()
+    shutil.rmtree(gone.parent)
     shutil.copytree(place.disk, tmp_path / "before")
     steps, whole = steps_of(place, overwrite=True)
-    for last in range(0, steps, 3):
+    folders = place.folders()
+    for last in (*range(0, steps - 20, 3), *range(steps - 20, steps + 1)):
         shutil.rmtree(place.disk)
         shutil.copytree(tmp_path / "before", place.disk)
         disk = Disk(place.disk, last)
-        with pytest.raises(PowerLoss):
+        with pytest.raises(PowerLoss) if last < steps else nullcontext():
             place.encrypt(disk, overwrite=True)
         disk.restart(lost)
-        try:
-            place.encrypt(Disk(place.disk), resume=True)
-        except StoreError:  # another job's finished store: cut before the marker was whole, so nothing was begun
-            place.encrypt(Disk(place.disk), overwrite=True)
+        if last < steps:
+            try:
+                place.encrypt(Disk(place.disk), resume=True)
+            except StoreError:  # another job's finished store: cut before the marker was whole, so nothing was begun
+                place.encrypt(Disk(place.disk), overwrite=True)
         assert place.found() == whole, f"after a cut at step {last} of {steps}"
+        assert place.folders() == folders, f"after a cut at step {last} of {steps}"
         place.verify()
 
 

@@ -34,16 +34,20 @@ def finished(
 
 
 def just_finished(
-    root: Path, form: StoredFormat, shard: ShardSpec, store_id: str, owner: OwnerFolder
+    root: Path, form: StoredFormat, shard: ShardSpec, store_id: str, owner: OwnerFolder, check: bool
 ) -> ShardResult | None:
     """The result of a shard that this run may have finished, where it counts. Of a remote shard of many files only the
-    one that comes last is looked for."""
+    one that comes last is looked for.
+
+    Args:
+        check: compare digests in a local target, as the run did before it began the shard anew.
+    """
     result = _entered(shard, store_id, owner)
     if result is None:
         return None
     if is_remote(root):
         return result if stands_there(root, form, result.published) else None
-    return result if _there(root, form, result.published, False) else None
+    return result if _there(root, form, result.published, check) else None
 
 
 def _entered(shard: ShardSpec, store_id: str, owner: OwnerFolder) -> ShardResult | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 
-from ..stores.contract import Array, Published
+from ..stores.contract import Allow, Array, Published, anyway
 from ..stores.segments import DamagedSegmentError, PartFile, Segment, SegmentWriter
 from .plain_journal import PlainJournal
 
@@ -44,7 +44,7 @@ class PlainSegments:
                 self._write(number, range(start, until), images[start - positions[0] : until - positions[0]])
             start = until
 
-    def publish(self) -> Published:
+    def publish(self, allow: Allow = anyway) -> Published:
         done = [each for each in self._done if each is not None]
         try:
             published = self._part.seal(done)
@@ -53,6 +53,7 @@ class PlainSegments:
             if error.segment is None:
                 self._part.remove()
             raise
+        allow(published)
         self._part.publish()
         return published
 

@@ -74,7 +74,16 @@ class _NoDisk(FileOps):
         raise AssertionError(f"a dry run would make {path}")
 
     def unlink(self, path: Path) -> None:
-        """A marker that a killed job left empty stays."""
+        raise AssertionError(f"a dry run would remove {path}")
+
+    def rmdir(self, path: Path) -> None:
+        raise AssertionError(f"a dry run would remove {path}")
+
+    def link(self, old: Path, new: Path) -> None:
+        raise AssertionError(f"a dry run would link {old}")
+
+    def reopen(self, path: Path) -> int:
+        raise AssertionError(f"a dry run would write to {path}")
 
 
 def preview_encrypt(

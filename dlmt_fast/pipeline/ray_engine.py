@@ -17,7 +17,7 @@ import sys
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -75,6 +75,7 @@ def run_on_ray(
         try:
             while True:
                 for task in islice(tasks, most - len(flying)):
+                    task = replace(task, entered=entries.result(task.shard.index))
                     flying[remote.options(name=f"dlmt-shard-{task.shard.index}").remote(shared, task)] = task
                 if not flying:
                     return

@@ -42,7 +42,7 @@ class RemoteStorage:
     def withdraw(self, below: bool) -> None:
         """Nothing."""
 
-    def create(self, name: str, data: bytes) -> None:
+    def create(self, name: str, data: bytes, store_id: str) -> None:
         self.objects.create(name, data)
 
     def probe(self, name: str, data: bytes) -> None:
@@ -62,7 +62,7 @@ class RemoteStorage:
         found = self.objects.read(name, _MARKER_BYTES)
         return None if found is None else found.decode("ascii", "replace")
 
-    def taken(self, store: Path, names: Iterable[str]) -> bool:
+    def taken(self, store: Path, names: Iterable[str], store_id: str) -> bool:
         if store != self.root:
             return any(map(self.exists, names))
         return next(self.objects.entries(), None) is not None or is_file(store)
@@ -76,9 +76,6 @@ class RemoteStorage:
 
     def remove_empty(self, folders: Iterable[str]) -> None:
         """There are no folders."""
-
-    def settle(self) -> None:
-        """Nothing: an answer tells that it is so."""
 
     def sweep(self, store_id: str, shards: Container[int | None] | None, names: Callable[[], Iterable[str]]) -> None:
         remove_dead_staging()

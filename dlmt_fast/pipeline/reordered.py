@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..stores.contract import Array, Published, ShardWriter
+from ..stores.contract import Allow, Array, Published, ShardWriter, anyway
 from ..stores.publish import temporary_name
 from .formats import Place
 from .order import Order
@@ -47,7 +47,7 @@ class ReorderedWriter:
                 self._labels = np.zeros(self._count, np.int64)
             self._labels[places] = labels
 
-    def publish(self) -> Published:
+    def publish(self, allow: Allow = anyway) -> Published:
         if self._descriptor is not None:
             size = int(np.prod(self._shape))
             step = max(1, _SLICE_BYTES // size)
@@ -58,7 +58,7 @@ class ReorderedWriter:
                 labels = None if self._labels is None else self._labels[run.start : run.stop].tolist()
                 names = [""] * len(run) if self._names is None else self._names[run.start : run.stop]
                 self._writer.write(run, names, images, labels)
-        published = self._writer.publish()
+        published = self._writer.publish(allow)
         self._discard()
         return published
 

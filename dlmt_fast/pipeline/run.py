@@ -175,7 +175,8 @@ class Run:
         job.owner.sweep(self._slice)  # a worker that was ended had no time to
         for task in self._begun.values():
             take_back(job, task, self._ops)
-            if just_finished(target.root, job.form, task.shard, job.store_id, job.owner) is None:
+            check = job.options.check
+            if just_finished(target.root, job.form, task.shard, job.store_id, job.owner, check) is None:
                 target.discard(job.files_of(task.shard))
             else:
                 results[task.shard.index] = ShardResult(Published("", 0, 0, ""))

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..stores.contract import Reader
+from ..errors import StoreError
+from ..stores.contract import Published, Reader
 from ..stores.idx import IdxSource
 from ..stores.publish import naming_a_full_disk
 from .attempts import persistently
@@ -60,6 +61,7 @@ class SegmentWork(ShardWork):
             try:
                 with naming_a_full_disk(self._job.target):
                     published, ledger = shard.sealed()
+                    self._compare(task, shard, published)
                     made = Made(published, [], ledger, number)
                     Entries(self._owner).enter(task, made, publish)
             except BaseException:
@@ -69,6 +71,14 @@ class SegmentWork(ShardWork):
             return made
 
         return persistently(attempt, lambda samples, size=0, refused=0: None)
+
+    def _compare(self, task: Task, shard: SegmentedShard, published: Published) -> None:
+        """Refuse another result than the journal has. Its segments go: who resumes does not go on with them."""
+        try:
+            self.refuse_another_result(task, published)
+        except StoreError:
+            shard.end()
+            raise
 
 
 def in_turn(source: Reader, shard: int) -> bool:

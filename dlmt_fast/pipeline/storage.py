@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Protocol
 
 from ..stores.location import is_remote
-from ..stores.publish import FileOps, make_directories, publish_bytes, remove_all, remove_leftovers
-from ..stores.walk import folders_below, is_empty
+from ..stores.publish import FileOps, create_bytes, is_temporary, make_directories, publish_bytes, remove_leftovers
+from ..stores.walk import entries, folders_below
 from .remote_storage import RemoteStorage
+
+_FOLDERS = 1 << 10  # whose changes are synced at once: there may be very many
 
 
 class Storage(Protocol):
@@ -38,8 +40,8 @@ class Storage(Protocol):
         """Remove the folders that are empty: those that `prepare` made, and with `below` those under the root."""
         ...
 
-    def create(self, name: str, data: bytes) -> None:
-        """Make a file that is not there; other processes see it or not.
+    def create(self, name: str, data: bytes, store_id: str) -> None:
+        """Make a file that is not there; other processes see all of it or nothing, where the place can do that.
 
         Raises:
             FileExistsError: it is there.
@@ -66,9 +68,9 @@ class Storage(Protocol):
         """What is in a small file; None where there is none."""
         ...
 
-    def taken(self, store: Path, names: Iterable[str]) -> bool:
-        """Whether a store cannot be begun at `store`: one of these files is there; without names, the root is not an
-        empty folder."""
+    def taken(self, store: Path, names: Iterable[str], store_id: str) -> bool:
+        """Whether the store `store_id` cannot be begun at `store`: one of these files is there; without names, anything
+        but temporaries of this store, which a kill can leave before all else."""
         ...
 
     def clashing(self, names: Iterable[str], known: Container[str]) -> str | None:
@@ -76,15 +78,11 @@ class Storage(Protocol):
         ...
 
     def remove(self, names: Iterable[str]) -> None:
-        """Remove files; those that are not there are well."""
+        """Remove files, so that they stay removed after a power cut; those that are not there are well."""
         ...
 
     def remove_empty(self, folders: Iterable[str]) -> None:
-        """Remove those of these folders that are empty."""
-        ...
-
-    def settle(self) -> None:
-        """What was removed from the root stays removed, also after a power cut."""
+        """Remove those of these folders that are empty, so that they stay removed."""
         ...
 
     def sweep(self, store_id: str, shards: Container[int | None] | None, names: Callable[[], Iterable[str]]) -> None:
@@ -118,22 +116,11 @@ class LocalStorage:
 
     def withdraw(self, below: bool) -> None:
         if below and self.root.is_dir():
-            _remove_empty(folder for folder in folders_below(self.root) if folder != self.root)
-        _remove_empty(self._made)
+            self._remove_empty(folder for folder in folders_below(self.root) if folder != self.root)
+        self._remove_empty(self._made)
 
-    def create(self, name: str, data: bytes) -> None:
-        path = self.root / name
-        descriptor = self._ops.create(path)
-        try:
-            try:
-                self._ops.write(descriptor, data)
-                self._ops.fsync(descriptor)
-            finally:
-                self._ops.close(descriptor)
-            self._ops.fsync_directory(self.root)
-        except BaseException:
-            self._ops.unlink(path)
-            raise
+    def create(self, name: str, data: bytes, store_id: str) -> None:
+        create_bytes(self.root / name, data, store_id, self._ops)
 
     def probe(self, name: str, data: bytes) -> None:
         """All is known."""
@@ -151,30 +138,43 @@ class LocalStorage:
         except (FileNotFoundError, NotADirectoryError):
             return None
 
-    def taken(self, store: Path, names: Iterable[str]) -> bool:
+    def taken(self, store: Path, names: Iterable[str], store_id: str) -> bool:
         if self._single:
             return any(map(self.exists, names))
-        return store.exists() and (not store.is_dir() or not is_empty(store))
+        if not store.is_dir():
+            return store.exists()
+        return not all(is_temporary(entry.name, store_id) for entry in entries(store))
 
     def clashing(self, names: Iterable[str], known: Container[str]) -> str | None:
         return next((name for name in names if name not in known and os.path.lexists(self.root / name)), None)
 
     def remove(self, names: Iterable[str]) -> None:
-        remove_all((self.root / name for name in names), self._ops)
+        folders: set[Path] = set()
+        for name in names:
+            path = self.root / name
+            self._ops.unlink(path)
+            folders.add(path.parent)  # of what an attempt before removed as well: it may have been killed then
+            if len(folders) == _FOLDERS:
+                self._settle(folders)
+                folders.clear()
+        self._settle(folders)
 
     def remove_empty(self, folders: Iterable[str]) -> None:
-        _remove_empty({self.root / folder for folder in folders})
+        found = {self.root / folder for folder in folders}
+        self._remove_empty(found)
+        self._settle({folder.parent for folder in found})
 
-    def settle(self) -> None:
-        self._ops.fsync_directory(self.root)
+    def _remove_empty(self, folders: Iterable[Path]) -> None:
+        for folder in sorted(folders, reverse=True):  # a folder comes after those in it
+            with suppress(OSError):  # not empty, or gone already: either is fine when cleaning up
+                self._ops.rmdir(folder)
+
+    def _settle(self, folders: Iterable[Path]) -> None:
+        """What was removed from these folders stays removed. Of those that are gone the ones above know that."""
+        for folder in {next(path for path in (folder, *folder.parents) if path.is_dir()) for folder in folders}:
+            self._ops.fsync_directory(folder)
 
     def sweep(self, store_id: str, shards: Container[int | None] | None, names: Callable[[], Iterable[str]]) -> None:
         alone = self._single or shards is None
         folders: Iterator[Path] = iter([self.root]) if alone else folders_below(self.root)
         remove_leftovers(folders, store_id, self._ops, shards)
-
-
-def _remove_empty(folders: Iterable[Path]) -> None:
-    for folder in sorted(folders, reverse=True):  # a folder comes after those in it
-        with suppress(OSError):  # not empty, or gone already: either is fine when cleaning up
-            folder.rmdir()

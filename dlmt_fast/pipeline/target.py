@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import chain
 from pathlib import Path, PurePosixPath
@@ -86,7 +85,7 @@ class Target:
             who = self._holder(marked)
             runs = f"another job, which runs ({who})" if who else "another job, so it cannot be resumed"
             raise StoreError(f"{self.path} belongs to {runs}: {explain(marked)}")
-        if marked is None and self._taken():
+        if marked is None and self._taken(store_id):
             try:
                 manifest = read_manifest(self.path)
             except RemoteError:
@@ -99,13 +98,13 @@ class Target:
                 raise UsageError(
                     f"{self.path} is this job's finished store already; --resume looks whether all is there"
                 )
-        self.resumed = marked is not None or self._taken()
+        self.resumed = marked is not None or self._taken(store_id)
 
     def go_on(self, store_id: str, replaced: set[str]) -> None:
         """Take up a stopped job, or join one: the marker is there again."""
         self._old = replaced
         if not self.marked:
-            self.storage.create(self._marker.name, store_id.encode("ascii"))
+            self.storage.create(self._marker.name, store_id.encode("ascii"), store_id)
         else:
             self.storage.probe(self._marker.name, store_id.encode("ascii"))
 
@@ -113,7 +112,6 @@ class Target:
         """Remove the manifest of this job's own store, which lost a shard: it is unfinished until that is back."""
         if not self._old and self._has_manifest():
             self.storage.remove([self.manifest.name])
-            self.storage.settle()
 
     def sweep(
         self, store_id: str, shards: Container[int | None] | None, names: Callable[[], Iterable[str]] = lambda: ()
@@ -158,12 +156,17 @@ class Target:
         """Make the folder and its marker, exclusively."""
         try:
             self.storage.prepare()
-            self.storage.create(self._marker.name, store_id.encode("ascii"))
-        except FileExistsError:
+            self.storage.create(self._marker.name, store_id.encode("ascii"), store_id)
+        except (FileExistsError, FileNotFoundError):  # another was faster, and may have swept what this one began
             self._refuse_running()
             raise
         except BaseException:
             self.storage.withdraw(False)
+            raise
+        try:
+            self.sweep(store_id, None)  # of an attempt that was killed before its marker was there
+        except BaseException:
+            self.give_up(())
             raise
 
     def refuse_unknown(self, names: Iterable[str]) -> None:
@@ -195,7 +198,6 @@ class Target:
             self._publishes_manifest = True
             self.storage.publish(self.manifest.name, manifest.encode(), store_id, anew=True)
         self.storage.remove([self._marker.name])
-        self.storage.settle()
 
     def end(self, store_id: str) -> None:
         """Note in the marker that all is done but clearing up, which `finish` ends."""
@@ -220,21 +222,30 @@ class Target:
         return self.storage.exists(self.manifest.name)
 
     def _marked_by(self, store_id: str) -> str | None:
-        """The id in the marker. A marker without one was being made when its job was killed: it is removed."""
-        for wait in (0.5, 0.0):
-            text = self.storage.text(self._marker.name)
-            if text is None:
-                return None
-            found, _, state = text.partition(" ")
-            self.ended = state == _ENDED
-            if found == store_id or not store_id.startswith(found):
-                return found
-            time.sleep(wait)  # another job may be writing it at this moment
-        self.storage.remove([self._marker.name])
-        return None
+        """The id in the marker."""
+        text = self._marker_text(store_id)
+        if text is None:
+            return None
+        found, _, state = text.partition(" ")
+        self.ended = state == _ENDED
+        return found
+
+    def _marker_text(self, store_id: str = "") -> str | None:
+        """What the marker says.
+
+        Raises:
+            StoreError: nothing yet, or half of `store_id`. That can be where a file is seen before it is whole.
+        """
+        text = self.storage.text(self._marker.name)
+        if text == "" or (text is not None and text != store_id and store_id.startswith(text)):
+            raise StoreError(
+                f"{self.root / self._marker.name} is not whole: a job begins there at this moment, or was killed as it "
+                "did; if none runs, remove that file and give the command again"
+            )
+        return text
 
     def _refuse_running(self) -> None:
-        marked = self.storage.text(self._marker.name)
+        marked = self._marker_text()
         if marked is not None:
             who = self._holder(marked)
             if who:
@@ -244,12 +255,15 @@ class Target:
                 "if none runs, the same command with --resume goes on; to give it up, remove what is there"
             )
 
-    def _taken(self) -> bool:
-        return self.storage.taken(self.path, [self.path.name, self.manifest.name])
+    def _taken(self, store_id: str = "") -> bool:
+        return self.storage.taken(self.path, [self.path.name, self.manifest.name], store_id)
 
     def _files_to_replace(self, overwrite: bool) -> set[str]:
         if not overwrite:
-            raise UsageError(f"{self.path} is not empty; choose another target, or replace a store with --overwrite")
+            raise UsageError(
+                f"{self.path} is not empty; choose another target, replace a store with --overwrite, or go on with a "
+                "job that was stopped there with --resume"
+            )
         try:
             return set(files_of(self.path, read_manifest(self.path)))
         except RemoteError:

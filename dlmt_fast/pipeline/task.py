@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from ..keys import Key
 from ..schemes import DLMT
@@ -15,10 +16,18 @@ from .job import versions
 from .options import JobOptions
 
 
+class Result(NamedTuple):
+    """What the journal has of a shard: the SHA-256 of its file, and how many samples it holds."""
+
+    sha256: str
+    outputs: int
+
+
 @dataclass(frozen=True)
 class Task:
     """One shard: its published name and samples, output names by sample index in writing order, what reads it, its name
-    in the source, what the shard will hold, and why some samples are left out that could be taken."""
+    in the source, what the shard will hold, why some samples are left out that could be taken, and what the journal has
+    of it, for workers that do not see the journal."""
 
     shard: ShardSpec
     names: Mapping[int, str]
@@ -26,6 +35,7 @@ class Task:
     original: str
     contents: Contents
     dropped: Mapping[int, str] = field(default_factory=dict)
+    entered: Result | None = None
 
     @property
     def title(self) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from ..errors import StoreDamagedError, StoreError
-from ..stores.contract import Array, Batch, KeepingWriter, Published, Refused, ShardWriter, Value
+from ..stores.contract import Allow, Array, Batch, KeepingWriter, Published, Refused, ShardWriter, Value
 from ..stores.location import is_remote
 from ..stores.objects import objects_at
 from ..stores.publish import naming_a_full_disk, remove_leftovers
@@ -22,7 +22,7 @@ from .owner import OwnerFolder
 from .remote_storage import upload, writing_place
 from .seal import StoreSeal
 from .summary import Advance
-from .task import JobContext, Made, Task
+from .task import JobContext, Made, Result, Task
 from .transforming import Plans, Transform, planner, transform_on
 
 
@@ -47,23 +47,33 @@ class Entries:
             StoreError: the journal has another digest for this shard, so that its bytes are not deterministic.
         """
         index, owner = task.shard.index, self._owner
-        self._refuse_another_result(index, made.published)
+        refuse_another_result(index, self.result(index), made.published)
         # The entry comes last: it makes the shard count, so all else of the shard is on disk by then.
         owner.write_ledger(index, made.ledger)
         owner.write_quarantine(index, made.refused)
         publish()
         owner.write_journal(made.published, index, made.attempt, len(task.shard.samples), len(made.refused))
 
-    def _refuse_another_result(self, index: int, published: Published) -> None:
+    def result(self, index: int) -> Result | None:
+        """What a shard's entry says was made; None where it has none."""
         try:
             entry = self._owner.read_journal(index)
         except StoreDamagedError:
-            return
-        if entry is not None and (entry["output_sha256"], entry["outputs"]) != (published.sha256, published.count):
-            raise StoreError(
-                f"shard {index} came out with other bytes than the journal {self._owner.root} has for the same job: "
-                "the work is not deterministic on this machine (other library builds?); nothing further is published"
-            )
+            return None
+        return None if entry is None else Result(entry["output_sha256"], entry["outputs"])
+
+
+def refuse_another_result(index: int, entered: Result | None, published: Published) -> None:
+    """Refuse a shard that was made with another result before.
+
+    Raises:
+        StoreError: that.
+    """
+    if entered is not None and entered != (published.sha256, published.count):
+        raise StoreError(
+            f"shard {index} came out with other bytes than the journal has for the same job: the work is not "
+            "deterministic on this machine (other library builds?); nothing further is published"
+        )
 
 
 class ShardWork:
@@ -115,9 +125,20 @@ class ShardWork:
         self, task: Task, writer: ShardWriter, advance: Advance, places: range | None = None
     ) -> tuple[Published, Mapping[str, Any], list[Refused]]:
         """`encrypt_shard` with what the job says; with `places` nothing becomes visible."""
-        job, retire = self._job, self.retire if places is None else (lambda: None)
+        job = self._job
+
+        def allow(published: Published) -> None:
+            if places is None:
+                self.refuse_another_result(task, published)
+                self.retire()
+
         on_error, decoders = job.options.on_error, job.decoders
-        return encrypt_shard(task, self._plans, self._transform, writer, on_error, decoders, advance, retire, places)
+        return encrypt_shard(task, self._plans, self._transform, writer, on_error, decoders, advance, allow, places)
+
+    def refuse_another_result(self, task: Task, published: Published) -> None:
+        """As the function does, before the shard is visible: from then on its entry would count it."""
+        index, entries = task.shard.index, self._entries
+        refuse_another_result(index, task.entered if entries is None else entries.result(index), published)
 
     def retire(self) -> None:
         """Take away the manifest of a store that is being replaced, before the first shard is visible."""
@@ -149,13 +170,13 @@ def encrypt_shard(
     on_error: str,
     decoders: int,
     advance: Advance,
-    before_publish: Callable[[], None],
+    allow: Allow,
     places: range | None = None,
 ) -> tuple[Published, Mapping[str, Any], list[Refused]]:
     """Transform and publish one shard; on any error nothing of it stays. Gives the shard, its ledger, its refused.
 
     Args:
-        before_publish: called once, when all is written and nothing is visible yet.
+        allow: see `ShardWriter`.
         places: those of the shard that `writer` takes; None: all.
     """
     names, source = task.names, task.source
@@ -186,8 +207,7 @@ def encrypt_shard(
                 bounds += limits.tolist()
             position += len(images)
             advance(len(images), images.nbytes)
-        before_publish()
-        published = writer.publish()
+        published = writer.publish(allow)
     except BaseException:
         writer.abort()
         raise

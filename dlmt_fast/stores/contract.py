@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -235,13 +235,22 @@ class Source(Reader, Protocol):
         ...
 
 
+#: Called with what a writer is about to make visible, when all of it is on the disk; an error leaves it hidden.
+Allow: TypeAlias = Callable[[Published], None]
+
+
+def anyway(published: Published) -> None:
+    """Allows whatever was written."""
+
+
 class ShardWriter(Protocol):
-    """Takes a shard's transformed samples; nothing is visible under a final name before `publish`."""
+    """Takes a shard's transformed samples; nothing is visible under a final name before `publish`, and there nothing
+    before `allow` has returned."""
 
     def write(
         self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
     ) -> None: ...
-    def publish(self) -> Published: ...
+    def publish(self, allow: Allow = anyway) -> Published: ...
     def abort(self) -> None: ...
 
 

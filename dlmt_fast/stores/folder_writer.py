@@ -13,7 +13,7 @@ from concurrent.futures import Future, wait
 from pathlib import Path
 
 from ..errors import StoreError
-from .contract import Array, Published
+from .contract import Allow, Array, Published, anyway
 from .listing import Listed, encode_listing, listing_name
 from .npy import encode_npy
 from .png import encode_png
@@ -55,20 +55,22 @@ class FolderWriter:
             self._temporaries[name] = final.with_name(temporary_name(self._store_id, self._shard))
             self._ahead.append((kept_threads("write", _SYNCERS).submit(self._to_disk, name, data), len(data)))
 
-    def publish(self) -> Published:
+    def publish(self, allow: Allow = anyway) -> Published:
         while self._ahead:
             self._wait_for_one()
+        listing = encode_listing(self.listed())
+        digest, size = hashlib.sha256(listing).hexdigest(), sum(entry.size for entry in self._listing)
+        published = Published(listing_name(self._shard), len(self._listing), size, digest)
+        allow(published)
         for name, temporary in self._temporaries.items():
             self._ops.rename(temporary, self._root / name)
             self._renamed.append(self._root / name)
         for folder in sorted(self._folders):
             self._ops.fsync_directory(folder)
-        listing = encode_listing(self.listed())
         if self._listed:
-            self._renamed.append(self._root / listing_name(self._shard))
+            self._renamed.append(self._root / published.name)
             publish_bytes(self._renamed[-1], listing, self._store_id, self._shard, self._ops)
-        digest, size = hashlib.sha256(listing).hexdigest(), sum(entry.size for entry in self._listing)
-        return Published(listing_name(self._shard), len(self._listing), size, digest)
+        return published
 
     def listed(self) -> Iterator[Listed]:
         """The files of the published shard."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StoreError
-from .contract import Array, Kept, Published, Value
+from .contract import Allow, Array, Kept, Published, Value, anyway
 from .npy import encode_npy
 from .parquet_format import METADATA_KEY, features, library
 from .png import encode_png
@@ -123,15 +123,17 @@ class ParquetWriter:
             if len(self._rows) >= GROUP_ROWS or self._group_bytes >= GROUP_BYTES:
                 self._flush()
 
-    def publish(self) -> Published:
+    def publish(self, allow: Allow = anyway) -> Published:
         self._flush()
         self._writer.add_key_value_metadata({METADATA_KEY: self._features})
         self._writer.close()
         self._file.finish()
+        published = Published(self._name, self._count, self._file.size, self._file.sha256)
+        allow(published)
         self._ops.rename(self._file.path, self._root / self._name)
         self._renamed = self._root / self._name
         self._ops.fsync_directory(self._root)
-        return Published(self._name, self._count, self._file.size, self._file.sha256)
+        return published
 
     def abort(self) -> None:
         self._sink.dead = True

@@ -17,6 +17,9 @@ from pathlib import Path
 
 from ..errors import StoreError
 
+# What file systems without hard links answer, or that forbid them: FAT, those over a network or in user space.
+_NO_LINKS = {errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+_NO_BLOCKS = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}  # and who cannot tell files their blocks
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -37,8 +40,15 @@ class FileOps:
         while view:
             view = view[os.write(descriptor, view) :]
 
-    def truncate(self, descriptor: int, size: int) -> None:
-        os.ftruncate(descriptor, size)
+    def allocate(self, descriptor: int, size: int) -> None:
+        """Give a file its size, and its blocks, so that a full disk shows before any work; where the file system cannot
+        do that, it shows when they are written."""
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except (AttributeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _NO_BLOCKS:
+                raise
+            os.ftruncate(descriptor, size)
 
     def fsync(self, descriptor: int) -> None:
         os.fsync(descriptor)
@@ -52,6 +62,12 @@ class FileOps:
 
     def rename(self, old: Path, new: Path) -> None:
         os.replace(old, new)
+
+    def link(self, old: Path, new: Path) -> None:
+        """Give a file a second name; an existing one is an error."""
+        if not hasattr(os, "link"):
+            raise OSError(errno.ENOTSUP, os.strerror(errno.ENOTSUP), str(new))
+        os.link(old, new)
 
     def unlink(self, path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -79,6 +95,15 @@ def temporary_name(store_id: str, shard: int | None) -> str:
     """A name beside the target that no reader takes for data. Without a shard: of a file that belongs to none."""
     mark = "none" if shard is None else f"{shard:05d}"
     return f".tmp-{store_id}-{mark}-{secrets.token_hex(8)}"
+
+
+def is_temporary(name: str, store_id: str) -> bool:
+    """Whether a name is one that `temporary_name` gives for this store."""
+    return _temporaries(store_id).match(name) is not None
+
+
+def _temporaries(store_id: str) -> re.Pattern[str]:
+    return re.compile(rf"\.tmp-{store_id}-(?:(\d+)|none)-")
 
 
 @contextmanager
@@ -121,6 +146,45 @@ def publish_bytes(
     ops.fsync_directory(path.parent)
 
 
+def create_bytes(path: Path, data: bytes, store_id: str, ops: FileOps = OS) -> None:
+    """Publish one small file that is not there yet. Where the file system has no hard links others may see it before it
+    is whole, and a power cut may leave it so.
+
+    Raises:
+        FileExistsError: it is there.
+    """
+    temporary = path.with_name(temporary_name(store_id, None))
+    write_temporary(temporary, data, ops)
+    try:
+        try:
+            ops.link(temporary, path)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            _create_at_once(path, data, ops)
+    finally:
+        ops.unlink(temporary)
+    try:
+        ops.fsync_directory(path.parent)
+    except BaseException:
+        ops.unlink(path)
+        raise
+
+
+def _create_at_once(path: Path, data: bytes, ops: FileOps) -> None:
+    """As `create_bytes`, under its own name from the start."""
+    descriptor = ops.create(path)  # an error here may tell that it is another's
+    try:
+        try:
+            ops.write(descriptor, data)
+            ops.fsync(descriptor)
+        finally:
+            ops.close(descriptor)
+    except BaseException:
+        ops.unlink(path)
+        raise
+
+
 def make_directories(path: Path, ops: FileOps = OS, mode: int = 0o777) -> list[Path]:
     """Make `path` and its missing ancestors, each synced into its parent. Returns those made, outermost first."""
     missing = []
@@ -151,7 +215,7 @@ def remove_leftovers(
 ) -> None:
     """Remove the temporaries that dead attempts of a job (or of some of its shards, where None among them stands for
     what belongs to no shard) left in these folders."""
-    ours = re.compile(rf"\.tmp-{store_id}-(?:(\d+)|none)-")
+    ours = _temporaries(store_id)
     for folder in folders:
         with os.scandir(folder) as entries:
             named = ((entry.path, ours.match(entry.name)) for entry in entries)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from isal import isal_zlib
 
 from ..errors import StoreDamagedError, StoreError
-from .contract import Array, Published
-from .publish import OS, FileOps, remove_all, temporary_name
+from .contract import Allow, Array, Published, anyway
+from .publish import OS, FileOps, naming_a_full_disk, remove_all, temporary_name
 from .sliced import ArrayFile, pack_file
 
 #: Output bytes of a segment, at least: what a killed worker does again, and what starting it anew is worth.
@@ -70,13 +70,18 @@ class PartFile:
     def begin(self) -> None:
         """Make it, whatever was there, with its header and nothing else."""
         self._ops.unlink(self.path)
-        descriptor = self._ops.create(self.path)
         try:
-            self._ops.write(descriptor, self._file.header)
-            self._ops.truncate(descriptor, self._file.size)
-            self._ops.fsync(descriptor)
-        finally:
-            self._ops.close(descriptor)
+            descriptor = self._ops.create(self.path)
+            with naming_a_full_disk(self.path.parent):
+                try:
+                    self._ops.write(descriptor, self._file.header)
+                    self._ops.allocate(descriptor, self._file.size)
+                    self._ops.fsync(descriptor)
+                finally:
+                    self._ops.close(descriptor)
+        except BaseException:
+            self._ops.unlink(self.path)  # with whatever it took of a full disk
+            raise
         self._ops.fsync_directory(self.path.parent)
 
     def writer(self, places: range) -> SegmentWriter:
@@ -163,7 +168,7 @@ class SegmentWriter:
         self._crc = isal_zlib.crc32(data, self._crc)
         self._next += len(images)
 
-    def publish(self) -> Published:
+    def publish(self, allow: Allow = anyway) -> Published:
         """Sync; nothing becomes visible. The SHA-256 that is given is empty: only the whole file has one."""
         assert self._descriptor is not None
         if self._next != self._places.stop:
@@ -171,7 +176,9 @@ class SegmentWriter:
         self._ops.datasync(self._descriptor)
         self._close()
         count = len(self._places)
-        return Published(self._path.name, count, count * self._file.item_bytes, "")
+        published = Published(self._path.name, count, count * self._file.item_bytes, "")
+        allow(published)
+        return published
 
     @property
     def written(self) -> Segment:

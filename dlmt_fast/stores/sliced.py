@@ -1,19 +1,23 @@
-"""A file of one array: a preallocated temporary, slices at fixed offsets, no file under its name before it is whole."""
+"""A file of one array: a preallocated temporary, written from its start to its end and read back, no file under its
+name before it is whole.
+"""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Sequence
+import errno
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from isal import isal_zlib
 
 from ..errors import StoreError
-from .contract import Array, Published
+from .contract import Allow, Array, Published, anyway
 from .gzipped import pack
-from .publish import OS, FileOps, file_digest, temporary_name
+from .publish import OS, FileOps, temporary_name
 from .streamed import StreamedFile
 
 _PIECE = 1 << 20  # bytes read at once
@@ -58,11 +62,11 @@ class SlicedWriter:
         self._root, self._name, self._file, self._ops = root, name, file, ops
         self._temporaries = [root / temporary_name(store_id, shard), root / temporary_name(store_id, shard)]
         self._renamed: Path | None = None
-        self._written = 0
+        self._written, self._crc = 0, isal_zlib.crc32(file.header)
         self._descriptor: int | None = ops.create(self._temporaries[0])
         try:
             ops.write(self._descriptor, file.header)
-            ops.truncate(self._descriptor, file.size)
+            ops.allocate(self._descriptor, file.size)  # the place to write at stays
         except BaseException:
             self.abort()
             raise
@@ -70,13 +74,16 @@ class SlicedWriter:
     def write(
         self, positions: Sequence[int], names: Sequence[str], images: Array, labels: Sequence[int] | None = None
     ) -> None:
-        """Images (n, C, H, W) at `positions`, a run of consecutive places within the shard."""
+        """Images (n, C, H, W) at `positions`, which follow those before."""
         assert self._descriptor is not None
-        os.lseek(self._descriptor, self._file.offset(positions[0]), os.SEEK_SET)
-        self._ops.write(self._descriptor, self._file.encode(images))
+        if positions[0] != self._written:
+            raise StoreError(f"{self._name}: images came for places {positions}, and {self._written} is the next")
+        data = self._file.encode(images)
+        self._ops.write(self._descriptor, data)
+        self._crc = isal_zlib.crc32(data, self._crc)
         self._written += len(images)
 
-    def publish(self) -> Published:
+    def publish(self, allow: Allow = anyway) -> Published:
         assert self._descriptor is not None
         if self._written != self._file.count:
             raise StoreError(f"{self._name}: {self._written} of {self._file.count} images came to be written")
@@ -85,15 +92,17 @@ class SlicedWriter:
         self._close()
         whole, packed = self._temporaries
         if self._file.gzip_level is None:
-            size, digest = file_digest(whole)
+            size, digest = self._file.size, self._digest()
         else:
-            size, digest = pack_file(pieces_of(whole), packed, self._file.gzip_level, self._ops)
+            size, digest = pack_file(self._compared(), packed, self._file.gzip_level, self._ops)
             self._ops.unlink(whole)
             whole = packed
+        published = Published(self._name, self._file.count, size, digest)
+        allow(published)
         self._ops.rename(whole, self._root / self._name)
         self._renamed = self._root / self._name
         self._ops.fsync_directory(self._root)
-        return Published(self._name, self._file.count, size, digest)
+        return published
 
     def abort(self) -> None:
         try:
@@ -101,6 +110,25 @@ class SlicedWriter:
         finally:
             for path in (*self._temporaries, *([self._renamed] if self._renamed else [])):
                 self._ops.unlink(path)
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for piece in self._compared():
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def _compared(self) -> Iterator[bytes]:
+        """The content, piece by piece.
+
+        Raises:
+            OSError: what is read is not what was written.
+        """
+        path, crc = self._temporaries[0], 0
+        for piece in pieces_of(path):
+            crc = isal_zlib.crc32(piece, crc)
+            yield piece
+        if crc != self._crc:
+            raise OSError(errno.EIO, "the file is not on the disk as it was written", str(path))
 
     def _close(self) -> None:
         if self._descriptor is not None:

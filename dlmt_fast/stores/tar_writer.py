@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ..errors import StoreError
-from .contract import Array, Published, Value
+from .contract import Allow, Array, Published, Value, anyway
 from .npy import encode_npy
 from .png import encode_png
 from .publish import OS, FileOps, temporary_name
@@ -53,13 +53,15 @@ class TarWriter:
                     data += _member(f"{key}.{name}", _bytes_of(value))
             self._file.write(data)
 
-    def publish(self) -> Published:
+    def publish(self, allow: Allow = anyway) -> Published:
         self._file.write(_END)
         self._file.finish()
+        published = Published(self._name, len(self._keys), self._file.size, self._file.sha256)
+        allow(published)
         self._ops.rename(self._file.path, self._root / self._name)
         self._renamed = self._root / self._name
         self._ops.fsync_directory(self._root)
-        return Published(self._name, len(self._keys), self._file.size, self._file.sha256)
+        return published
 
     def abort(self) -> None:
         try:

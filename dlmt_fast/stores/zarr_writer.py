@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import StoreError
-from .contract import Array, Published
+from .contract import Allow, Array, Published, anyway
 from .publish import OS, FileOps, make_directories, temporary_name
 from .streamed import StreamedFile
 from .zarr_format import ArrayPlan, encode_chunk, encode_index
@@ -41,7 +41,7 @@ class ZarrWriter:
                 self._write_chunk()
         self._written += len(images)
 
-    def publish(self) -> Published:
+    def publish(self, allow: Allow = anyway) -> Published:
         if self._written != self._count:
             raise StoreError(f"{self._name}: {self._written} of {self._count} images came, and an array has no gaps")
         if self._pending:  # the array's last chunk: what no image fills is the fill value
@@ -50,10 +50,12 @@ class ZarrWriter:
             self._write_chunk()
         self._file.write(encode_index(self._sizes, self._plan.object_rows // self._plan.chunk_rows))
         self._file.finish()
+        published = Published(self._name, self._count, self._file.size, self._file.sha256)
+        allow(published)
         self._ops.rename(self._file.path, self._path)
         self._renamed = True
         self._ops.fsync_directory(self._path.parent)
-        return Published(self._name, self._count, self._file.size, self._file.sha256)
+        return published
 
     def abort(self) -> None:
         try:
