@@ -103,6 +103,7 @@ class Folder:
         target = self.place / "target"
         for made in (target, self.place / "owner"):
             shutil.rmtree(made, ignore_errors=True)
+        os.sync()  # else the disk still removes the files of the run before while this one is timed
         program, *words = (word.format(target=target) for word in self.contenders()[contender])
         command = [sys.executable, program, os.fspath(source), *words, *more]
         start, used = time.perf_counter(), processor_seconds()
