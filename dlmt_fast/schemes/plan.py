@@ -127,8 +127,9 @@ class Plan(SecretHolder):
         c, h, w = self.shape
         grouped = (1, c, h * w) if order == "CHW" else (h * w, c, 1)
         axes = (0, 1, 2) if order == "CHW" else (1, 2, 0)
-        m = np.ascontiguousarray(self._M.transpose(axes)).reshape(grouped)
-        b = np.ascontiguousarray(self._B.transpose(axes)).reshape(grouped)
+        m, self._M = _laid_out(self._M, axes)
+        b, self._B = _laid_out(self._B, axes)
+        m, b = m.reshape(grouped), b.reshape(grouped)
         m24 = b24 = gain = bias = None
         if self.normalize == "range" and self.dtype == "uint8":
             span = self.hi - self.lo
@@ -226,6 +227,13 @@ def _fixed_point(values: NDArray[np.int32], low: int, span: int, more: int) -> N
         folded = _divided(block, low, span, more) if table is None else table.take(block - least)
         target[start : start + _FOLDED] = folded
     return result
+
+
+def _laid_out(matrix: NDArray[np.int32], axes: tuple[int, int, int]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """(a matrix (C, H, W) with its axes in this order in memory, the matrix itself as a view of that). The memory that
+    it had is free then: a large image's is slow to touch for the first time."""
+    made = np.ascontiguousarray(matrix.transpose(axes))
+    return made, made.transpose(np.argsort(axes))
 
 
 def _divided(values: NDArray[np.int64], low: int, span: int, more: int) -> NDArray[np.uint32]:
