@@ -71,8 +71,9 @@ class Result:
 class Folder:
     """A folder of one form and size, and the contenders over it."""
 
-    def __init__(self, name: str, place: Path, count: int, workers: int) -> None:
+    def __init__(self, name: str, place: Path, count: int, workers: int, target: Path) -> None:
         self.name, self.count, self.workers, self.place = name, count, workers, place
+        self.target, self.workload = target, f"{name}, {filesystem_of(target)}"
         self.form, self.side = CELLS[name]
         self.source = place / f"{name}-{count}"
         self.shard = max(1, count // (4 * workers))  # as many shards that no worker waits long for the last one
@@ -95,13 +96,13 @@ class Folder:
         tail = [os.fspath(self.matrices), f"--workers={self.workers}"]
         script = [os.fspath(HERE / "stores_script.py"), "{target}", *tail]
         scripts = {name: [*script, f"--compress-level={level}"] for name, level in SCRIPTS.items()}
-        ours = [os.fspath(HERE / "stores_one.py"), "{target}", os.fspath(self.place / "owner"), str(self.workers)]
+        ours = [os.fspath(HERE / "stores_one.py"), "{target}", os.fspath(self.target / "owner"), str(self.workers)]
         return {OURS: [*ours, str(self.shard)], WITHOUT: [*ours, str(self.shard), IDENTITY], **scripts}
 
     def run(self, contender: str, source: Path, *more: str) -> tuple[float, float]:
         """Seconds of the process, and of processors for it and its workers. The target stays until the next run."""
-        target = self.place / "target"
-        for made in (target, self.place / "owner"):
+        target = self.target / "target"
+        for made in (target, self.target / "owner"):
             shutil.rmtree(made, ignore_errors=True)
         os.sync()  # else the disk still removes the files of the run before while this one is timed
         program, *words = (word.format(target=target) for word in self.contenders()[contender])
@@ -121,7 +122,7 @@ class Folder:
         found = {"source": pixels_of(few / path for path in paths)}
         for contender in self.contenders():
             self.run(contender, few, *(["--keep"] if contender in (OURS, WITHOUT) else []))
-            found[contender] = pixels_of((self.place / "target" / path).with_suffix(".png") for path in paths)
+            found[contender] = pixels_of((self.target / "target" / path).with_suffix(".png") for path in paths)
         for one, two, share in ((WITHOUT, "source", 0.0), *((OURS, script, TIES) for script in SCRIPTS)):
             apart = np.abs(found[one] - found[two])
             if apart.max() > 1 or (apart > 0).mean() > share:
@@ -147,7 +148,7 @@ class Folder:
             of, pairs = "the seconds of ours", zip(here, samples[OURS], strict=False)
         walls, processors = zip(*((a / c, b / d) for (a, b), (c, d) in pairs), strict=True)
         return Result(
-            self.name,
+            self.workload,
             self.count,
             self.count * self.side**2 / 1e6,
             self.workers,
@@ -159,6 +160,12 @@ class Folder:
             [wall for wall, _ in here],
             [processor for _, processor in here],
         )
+
+
+def filesystem_of(path: Path) -> str:
+    """The type of file system that a folder lies on."""
+    mounts = [line.split()[1:3] for line in Path("/proc/mounts").read_text().splitlines()]
+    return max((point, kind) for point, kind in mounts if path.resolve().is_relative_to(point))[1]
 
 
 def processor_seconds() -> float:
@@ -218,6 +225,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="JSON lines; must not exist")
     parser.add_argument("--data", type=Path, required=True, help="a folder of some 10 GB, on the disk to be measured")
+    parser.add_argument("--target", type=Path, help="a folder to write stores to instead, such as one of a tmpfs")
     parser.add_argument("--cell", action="append", choices=CELLS, help="only these")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--script-rounds", type=int, default=2)
@@ -226,10 +234,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.output.exists():
         sys.exit(f"{given.output} exists; results are never mixed with older ones")
-    given.data.mkdir(parents=True, exist_ok=True)
+    target = given.target or given.data
+    for folder in (given.data, target):
+        folder.mkdir(parents=True, exist_ok=True)
     facts = machine.describe() | {name: version(name) for name in ("pillow", "simplejpeg", "isal")}
     cells = [
-        Folder(name, given.data, max(_CHECKED, int(COUNTS[CELLS[name][1]] * given.share)), given.workers)
+        Folder(name, given.data, max(_CHECKED, int(COUNTS[CELLS[name][1]] * given.share)), given.workers, target)
         for name in given.cell or CELLS
     ]
     with ProcessPoolExecutor(given.workers) as pool:
