@@ -283,7 +283,7 @@ def test_key_material_is_never_shown(run: Run) -> None:
 def test_an_interrupt_leaves_nothing(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     from dlmt_fast.stores.folder_writer import FolderWriter
 
-    def interrupt(self: FolderWriter) -> None:
+    def interrupt(self: FolderWriter, *allow: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(FolderWriter, "publish", interrupt)
