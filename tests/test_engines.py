@@ -156,16 +156,21 @@ def wait_until(condition: Any, what: str) -> None:
         time.sleep(0.01)
 
 
+def job_on_ray(place: Place, key: dlmt.Key, ray_folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """The command over 100 shards, one image of which is quarantined, and how to start it."""
+    key.save(place.root / "k", params=SCHEME.params)
+    line = ["encrypt", "source", "one", "--key", "k", "--owner", "own-one", "--shard-size", "4", "--engine", "ray"]
+    line += ["--on-error", "quarantine", "--workers", "2", "--json"]
+    command = [sys.executable, "-c", "from dlmt_fast.cli import main; main()", *line]
+    return command, {"cwd": place.root, "env": os.environ | {"RAY_TMPDIR": str(ray_folder)}}
+
+
 @LINUX
 @pytest.mark.long
 def test_a_killed_driver_of_ray_is_resumed(tmp_path: Path, key: dlmt.Key, ray_folder: Path) -> None:
     pytest.importorskip("ray")
     place = Place(tmp_path, key, 400)
-    key.save(tmp_path / "k", params=SCHEME.params)
-    line = ["encrypt", "source", "one", "--key", "k", "--owner", "own-one", "--shard-size", "4", "--engine", "ray"]
-    line += ["--on-error", "quarantine", "--workers", "2", "--json"]
-    command = [sys.executable, "-c", "from dlmt_fast.cli import main; main()", *line]
-    how: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | {"RAY_TMPDIR": str(ray_folder)}}
+    command, how = job_on_ray(place, key, ray_folder)
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **how) as driver:
         wait_until(lambda: len(list((tmp_path / "own-one").glob("journal-*"))) > 5 or driver.poll(), "no shard is done")
         started = descendants(driver.pid)
@@ -197,11 +202,7 @@ def test_a_stopped_job_of_ray_is_resumed(
 ) -> None:
     pytest.importorskip("ray")
     place = Place(tmp_path, key, 400)
-    key.save(tmp_path / "k", params=SCHEME.params)
-    line = ["encrypt", "source", "one", "--key", "k", "--owner", "own-one", "--shard-size", "4", "--engine", "ray"]
-    line += ["--on-error", "quarantine", "--workers", "2", "--json"]
-    command = [sys.executable, "-c", "from dlmt_fast.cli import main; main()", *line]
-    how: dict[str, Any] = {"cwd": tmp_path, "env": os.environ | {"RAY_TMPDIR": str(ray_folder)}}
+    command, how = job_on_ray(place, key, ray_folder)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how) as driver:
         wait_until(lambda: len(list((tmp_path / "own-one").glob("journal-*"))) > 5 or driver.poll(), "no shard is done")
         driver.send_signal(signum)

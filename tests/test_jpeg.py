@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import random
 import struct
@@ -11,9 +12,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import beside_pillow
 import numpy as np
 import PIL.Image
 import pytest
+from beside_pillow import picture
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,46 +25,15 @@ from dlmt_fast.stores import decode as decoding
 from dlmt_fast.stores.decode import decode_bytes, probe_bytes
 from dlmt_fast.stores.jpeg import decode_jpeg
 
+agree = functools.partial(beside_pillow.agree, "decode_jpeg")
+
 SUBSAMPLINGS = {"4:4:4": 0, "4:2:2": 1, "4:2:0": 2}
-
-
-def picture(width: int, height: int, mode: str, seed: int = 0) -> PIL.Image.Image:
-    """Smooth colours with some noise, as photographs have."""
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    bands = [128 + 90 * np.sin(x / rng.uniform(2, 30) + y / rng.uniform(2, 30) + band) for band in range(3)]
-    noisy = np.stack(bands, -1) + rng.normal(0, rng.uniform(0, 40), (height, width, 3))
-    return PIL.Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
 
 
 def saved(image: PIL.Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", **options)
     return buffer.getvalue()
-
-
-def outcome(data: bytes, channels: int | None = None) -> tuple[np.ndarray[Any, Any] | None, str]:
-    """The pixels, or why there are none."""
-    try:
-        return decode_bytes(data, channels), ""
-    except ImageError as error:
-        return None, str(error)
-
-
-def by_pillow(data: bytes, channels: int | None = None) -> tuple[np.ndarray[Any, Any] | None, str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "decode_jpeg", lambda *arguments: None)
-        return outcome(data, channels)
-
-
-def agree(data: bytes, channels: int | None = None) -> bool:
-    """Whether it is an image; both must say the same, to the last bit or word."""
-    (pixels, reason), (expected, words) = outcome(data, channels), by_pillow(data, channels)
-    assert reason == words
-    assert (pixels is None) == (expected is None)
-    if pixels is not None and expected is not None:
-        assert np.array_equal(pixels, expected)
-    return pixels is not None
 
 
 def quick(data: bytes, mode: str = "RGB") -> np.ndarray[Any, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import random
 import re
@@ -14,16 +15,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import beside_pillow
 import numpy as np
 import PIL.Image
 import PIL.PngImagePlugin
 import pytest
+from beside_pillow import picture
 from hypothesis import given
 from hypothesis import strategies as st
 from isal import isal_zlib
 
 from dlmt_fast.errors import BackendError, ImageError
-from dlmt_fast.stores import decode as decoding
 from dlmt_fast.stores.decode import decode_bytes, probe_bytes
 from dlmt_fast.stores.png_reader import decode_png
 
@@ -32,6 +34,7 @@ try:
 except BackendError as error:
     pytest.skip(f"Pillow reads every file: {error}", allow_module_level=True)
 
+agree = functools.partial(beside_pillow.agree, "decode_png")
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 COLOUR = {1: 0, 3: 2}
 MODES = {1: "L", 3: "RGB"}
@@ -60,39 +63,10 @@ def random_rows(rng: np.random.Generator, width: int, height: int, channels: int
     return rows.tobytes()
 
 
-def photograph(width: int, height: int, mode: str, seed: int = 0) -> PIL.Image.Image:
-    rng = np.random.default_rng(seed)
-    y, x = np.mgrid[:height, :width]
-    bands = [128 + 90 * np.sin(x / rng.uniform(2, 30) + y / rng.uniform(2, 30) + band) for band in range(3)]
-    noisy = np.stack(bands, -1) + rng.normal(0, rng.uniform(0, 20), (height, width, 3))
-    return PIL.Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).convert(mode)
-
-
 def saved(image: PIL.Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "PNG", **options)
     return buffer.getvalue()
-
-
-def outcome(data: bytes, channels: int | None = None) -> tuple[np.ndarray[Any, Any] | None, str]:
-    """The pixels, or why there are none."""
-    try:
-        return decode_bytes(data, channels), ""
-    except ImageError as error:
-        return None, str(error)
-
-
-def agree(data: bytes, channels: int | None = None) -> bool:
-    """Whether it is an image; Pillow alone must say the same, to the last bit or word."""
-    pixels, reason = outcome(data, channels)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(decoding, "decode_png", lambda *arguments: None)
-        expected, words = outcome(data, channels)
-    assert reason == words
-    assert (pixels is None) == (expected is None)
-    if pixels is not None and expected is not None:
-        assert np.array_equal(pixels, expected)
-    return pixels is not None
 
 
 def quick(data: bytes) -> np.ndarray[Any, Any] | None:
@@ -141,7 +115,7 @@ def test_each_filter_at_each_level(level: str, channels: int, kind: int) -> None
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 @pytest.mark.parametrize("side", [224, 1024])
 def test_photographs(mode: str, side: int) -> None:
-    data = saved(photograph(side, side - 1, mode))
+    data = saved(picture(side, side - 1, mode))
     assert quick(data) is not None
     assert agree(data)
 
@@ -153,7 +127,7 @@ def test_photographs_of_scikit_image() -> None:
 
 
 def test_what_stands_before_the_pixels_does_not_matter_to_them() -> None:
-    image = photograph(33, 17, "RGB")
+    image = picture(33, 17, "RGB")
     text = PIL.PngImagePlugin.PngInfo()
     text.add_text("Comment", "of no importance")
     data = saved(image, pnginfo=text, dpi=(72, 72), icc_profile=b"not looked at")
@@ -166,7 +140,7 @@ def test_what_stands_before_the_pixels_does_not_matter_to_them() -> None:
 def test_the_orientation_of_exif_before_the_pixels_and_behind_them(orientation: int) -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = orientation
-    before = saved(photograph(20, 30, "RGB"), exif=exif)
+    before = saved(picture(20, 30, "RGB"), exif=exif)
     place = before.index(b"eXIf") - 4
     length = 12 + int.from_bytes(before[place : place + 4], "big")
     behind = before[:place] + before[place + length : -12] + before[place : place + length] + before[-12:]
@@ -179,9 +153,9 @@ def test_the_orientation_of_exif_before_the_pixels_and_behind_them(orientation: 
 
 
 def test_whatever_is_not_plain_is_pillows() -> None:
-    colour = photograph(24, 18, "RGB")
+    colour = picture(24, 18, "RGB")
     gray_and_clear = saved(colour.convert("L"), transparency=7)
-    frames = saved(colour, save_all=True, append_images=[photograph(24, 18, "RGB", 1)])
+    frames = saved(colour, save_all=True, append_images=[picture(24, 18, "RGB", 1)])
     for image, options in (
         (colour.convert("P"), {}),
         (colour.convert("1"), {}),
@@ -237,20 +211,20 @@ def test_files_that_are_not_quite_right_are_pillows() -> None:
 
 
 def test_what_follows_the_end_is_nobodys() -> None:
-    data = saved(photograph(9, 9, "L")) + b"more"
+    data = saved(picture(9, 9, "L")) + b"more"
     assert quick(data) is not None
     assert agree(data)
 
 
 def test_nothing_is_decoded_of_a_file_of_another_size_than_pillow_read() -> None:
-    data = saved(photograph(40, 30, "RGB"))
+    data = saved(picture(40, 30, "RGB"))
     assert decode_png(data, "RGB", (40, 30)) is not None
     assert decode_png(data, "RGB", (30, 40)) is None
     assert decode_png(data, "L", (40, 30)) is None
 
 
 def test_without_the_native_module_pillow_reads_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = saved(photograph(40, 30, "RGB"))
+    data = saved(picture(40, 30, "RGB"))
     expected = decode_bytes(data)
     monkeypatch.setattr("dlmt_fast.stores.png_reader.unfilter", None)
     assert quick(data) is None
@@ -321,7 +295,7 @@ def whole_files(rng: random.Random) -> list[bytes]:
     for number in range(16):
         width, height, channels = rng.randint(1, 40), rng.randint(1, 40), rng.choice([1, 3])
         if number % 2:
-            files.append(saved(photograph(width, height, MODES[channels], number)))
+            files.append(saved(picture(width, height, MODES[channels], number)))
         else:
             rows = random_rows(np.random.default_rng(number), width, height, channels)
             files.append(png(rows, width, height, channels, rng.choice([0, 1, 9]), rng.choice([50, 1 << 20])))

@@ -1,4 +1,4 @@
-"""PNG pixels by ISA-L and the native module, about three times as fast as Pillow and the same to the last bit.
+"""PNG pixels by ISA-L and the native module, faster than Pillow and the same to the last bit.
 
 It takes what is beyond doubt: 8-bit gray or RGB, not interlaced, every checksum right, and nothing left over. Whatever
 else is in a file (a palette, transparency, damage, a missing end) is Pillow's to refuse or to take, so that one rule

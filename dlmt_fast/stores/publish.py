@@ -122,14 +122,19 @@ def write_temporary(path: Path, data: bytes | bytearray, ops: FileOps = OS, mode
     try:
         descriptor = ops.create(path, mode)  # a signal may arrive as it returns
         with naming_a_full_disk(path.parent):
-            try:
-                ops.write(descriptor, data)
-                ops.fsync(descriptor)
-            finally:
-                ops.close(descriptor)
+            _fill(descriptor, data, ops)
     except BaseException:
         ops.unlink(path)
         raise
+
+
+def _fill(descriptor: int, data: bytes | bytearray, ops: FileOps) -> None:
+    """Write, sync and close a new file."""
+    try:
+        ops.write(descriptor, data)
+        ops.fsync(descriptor)
+    finally:
+        ops.close(descriptor)
 
 
 def publish_bytes(
@@ -175,11 +180,7 @@ def _create_at_once(path: Path, data: bytes, ops: FileOps) -> None:
     """As `create_bytes`, under its own name from the start."""
     descriptor = ops.create(path)  # an error here may tell that it is another's
     try:
-        try:
-            ops.write(descriptor, data)
-            ops.fsync(descriptor)
-        finally:
-            ops.close(descriptor)
+        _fill(descriptor, data, ops)
     except BaseException:
         ops.unlink(path)
         raise
